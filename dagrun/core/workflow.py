@@ -1,0 +1,263 @@
+"""What the author wrote, checked for shape: Workflow and Node, and their compact JSON form.
+
+Frozen and slotted; mappings are never changed after construction. `defaults:` of the file are
+already folded into the nodes, files named in it (schemas) are already read. Expressions stay
+text here; `expression.py` gives them meaning. The JSON form is what the plan cache and the
+journal keep: only what differs from the default, so 100,000 plain nodes stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, NodeId, Outcome, Schedule
+
+ParamType: TypeAlias = Literal["string", "integer", "number", "boolean", "array", "object"]
+OutputSource: TypeAlias = Literal["stdout", "json", "file", "output"]
+Shell: TypeAlias = Literal["sh", "bash"]
+Isolation: TypeAlias = Literal["none", "context", "process", "container"]
+Durability: TypeAlias = Literal["default", "strict"]
+
+
+class Fault(NamedTuple):
+    """Something wrong at a place of a workflow or patch, before the place has a line and column.
+
+    `path` leads to it from the top of the document (`("nodes", "a", "needs", 0)`); with `on_key`
+    the place is the key itself and not its value. `offset` and `length` narrow it to a part of a
+    scalar (characters into the value; length 0 = the whole value).
+    """
+
+    path: tuple[str | int, ...]
+    code: str
+    message: str
+    hint: str = ""
+    on_key: bool = False
+    offset: int = 0
+    length: int = 0
+    severity: Literal["error", "warning"] = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """A typed parameter of a workflow; required when it has no default."""
+
+    type: ParamType = "string"
+    has_default: bool = False
+    default: Json = None
+    enum: tuple[Json, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """Where an input of a node gets its value.
+
+    `expression` is bare (`nodes.fetch.items`, `params.topic`) and wins when it isn't empty; else
+    `value` is literal JSON whose strings may hold `${{ … }}`. A missing value uses the default,
+    then null if `optional`, and otherwise fails the node before it starts.
+    """
+
+    expression: str = ""
+    value: Json = None
+    optional: bool = False
+    has_default: bool = False
+    default: Json = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One declared output: read from `source`, narrowed by `path` (`.a.b[0]`), held to `schema`.
+
+    `file` is the name of the file for source `file`. `schema` is a JSON Schema document or None.
+    """
+
+    source: OutputSource = "output"
+    file: str = ""
+    path: str = ""
+    schema: Json = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When a node is tried again: `max_attempts` counts the first try; delays in seconds.
+
+    The delay before attempt k+1 is `delay_s * backoff**(k-1)`, at most `max_delay_s`, moved by
+    at most the fraction `jitter` (a hash of run, node and attempt: a replay waits the same).
+    """
+
+    max_attempts: int = 3
+    delay_s: float = 1.0
+    backoff: float = 2.0
+    max_delay_s: float = 60.0
+    jitter: float = 0.1
+    outcomes: frozenset[Outcome] = frozenset({Outcome.FAILED, Outcome.TIMED_OUT, Outcome.INVALID_OUTPUT})
+
+
+NO_RETRY = Retry(max_attempts=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A unit of work. `needs` is order as written; data comes by `inputs` (which imply order).
+
+    `run` is a string (through the shell where its text needs one) or an argv tuple (never a
+    shell). `timeout_s` bounds one attempt, `grace_s` is the time between SIGTERM and SIGKILL.
+    `resources` are reservations by name: `cpu` in cores, `memory` in bytes, any other in units;
+    `output_bytes` caps what an attempt may write to stdout and stderr together. `estimate_s` is
+    the author's guess of its duration (0: none): it orders ready nodes and feeds `dagrun plan`.
+    """
+
+    id: NodeId
+    title: str = ""
+    run: str | tuple[str, ...] = ()
+    shell: Shell = "sh"
+    cwd: str = ""
+    needs: tuple[NodeId, ...] = ()
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    condition: str = ""
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    output_schema: Json = None
+    artifacts: tuple[str, ...] = ()
+    retry: Retry = NO_RETRY
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    grace_s: float = DEFAULT_GRACE_S
+    idempotent: bool = True
+    continue_on_error: bool = False
+    isolation: Isolation = "process"
+    resources: Mapping[str, float] = field(default_factory=dict)
+    output_bytes: int = 256 * 1024 * 1024
+    estimate_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Ceilings of a run: nodes at a time (None: by processors), seconds, resources by name."""
+
+    parallel: int | None = None
+    timeout_s: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """Where a secret's value comes from: exactly one of env (name), file (path), command (argv)."""
+
+    env: str = ""
+    file: str = ""
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """One workflow file. `file` is its path as the user named it, `digest` the sha256 of its text."""
+
+    name: str
+    nodes: Mapping[NodeId, Node]
+    description: str = ""
+    params: Mapping[str, Param] = field(default_factory=dict)
+    limits: Limits = Limits()
+    schedule: Schedule = Schedule.WAVES
+    durability: Durability = "default"
+    fail_fast: bool = False
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    file: str = ""
+    digest: str = ""
+
+
+# ---------------------------------------------------------------- the compact JSON form
+
+_NESTED = {"inputs": Input, "outputs": Output, "params": Param, "secrets": Secret}
+_TUPLES = frozenset({"needs", "pass_env", "artifacts", "enum", "command"})
+
+
+def _pack(value: object) -> Json:
+    """JSON of a dataclass (only what differs from its defaults), a mapping, a tuple or a scalar."""
+    if isinstance(value, tuple | frozenset):
+        items = sorted(value) if isinstance(value, frozenset) else value
+        return [_pack(v) for v in items]
+    if isinstance(value, Mapping):
+        return {k: _pack(v) for k, v in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {
+            name: _pack(got)
+            for name, default in _defaults(type(value)).items()
+            if (got := getattr(value, name)) != default
+        }
+    return cast(Json, value)
+
+
+_DEFAULTS: dict[type, dict[str, object]] = {}
+
+
+def _defaults(cls: type) -> dict[str, object]:
+    """Field name → default of a dataclass; a sentinel that equals nothing where there is none."""
+    if cls not in _DEFAULTS:
+        _DEFAULTS[cls] = {
+            f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
+            for f in fields(cls)
+        }
+    return _DEFAULTS[cls]
+
+
+def workflow_to_json(workflow: Workflow) -> dict[str, Json]:
+    """The compact JSON form of a workflow; `workflow_from_json` is its inverse."""
+    return cast("dict[str, Json]", _pack(workflow))
+
+
+def node_to_json(node: Node) -> dict[str, Json]:
+    """The compact JSON form of a node."""
+    return cast("dict[str, Json]", _pack(node))
+
+
+def node_from_json(data: Mapping[str, Json]) -> Node:
+    """The node that `node_to_json` made `data` from."""
+    kw = dict(data)
+    if len(kw) > 1:
+        for key in kw.keys() & _NODE_SPECIAL:
+            kw[key] = _unpack(key, kw[key])
+    return Node(**kw)  # type: ignore[arg-type]
+
+
+_NODE_SPECIAL = frozenset({"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry"})
+
+
+def _unpack(key: str, value: Json) -> Json:
+    """One field of a node or workflow back from JSON. The result is typed Json only by name."""
+    made: object = value
+    if key == "run":
+        made = tuple(cast("list[str]", value)) if isinstance(value, list) else value
+    elif key == "retry":
+        made = _retry(cast("dict[str, Json]", value))
+    elif isinstance(value, list):
+        made = tuple(value)
+    elif key in _NESTED:
+        made = {name: _nested(_NESTED[key], cast("dict[str, Json]", item)) for name, item in cast("dict[str, Json]", value).items()}
+    return cast(Json, made)
+
+
+def _nested(cls: type, data: dict[str, Json]) -> object:
+    return cls(**{k: tuple(v) if k in _TUPLES and isinstance(v, list) else v for k, v in data.items()})
+
+
+def _retry(data: dict[str, Json]) -> Retry:
+    kw = dict(data)
+    if "outcomes" in kw:
+        outcomes = frozenset(Outcome(str(o)) for o in cast("list[Json]", kw.pop("outcomes")))
+        return Retry(outcomes=outcomes, **kw)  # type: ignore[arg-type]
+    return Retry(**kw)  # type: ignore[arg-type]
+
+
+def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
+    """The workflow that `workflow_to_json` made `data` from."""
+    kw: dict[str, Json] = dict(data)
+    nodes = {i: node_from_json(cast("dict[str, Json]", n)) for i, n in cast("dict[str, Json]", kw.pop("nodes")).items()}
+    limits = Limits(**cast("dict[str, Json]", kw.pop("limits", {})))  # type: ignore[arg-type]
+    schedule = Schedule(str(kw.pop("schedule", Schedule.WAVES)))
+    rest = {key: _unpack(key, value) if key in _NESTED else value for key, value in kw.items()}
+    return Workflow(nodes=nodes, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
