@@ -1,0 +1,233 @@
+"""What can happen to a run: a closed union, and its JSON form in the journal.
+
+One class, one line each. The journal adds sequence number, wall and monotonic time and epoch to
+a group of events (a record); an event itself holds no time. Fields that have their default are
+left out of the JSON, so old journals stay readable when a field is added. FORMAT grows when an
+old reader would misread a new journal; every released format is replayed by a test for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from json import JSONEncoder
+from typing import Literal, TypeAlias, cast, get_args
+
+from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus
+
+FORMAT = 1
+
+SkipReason: TypeAlias = Literal["condition", "dependency", "selection"]
+StopCause: TypeAlias = Literal["sigint", "sigterm", "sighup", "cancel", "timeout", "disk_full"]
+StopMode: TypeAlias = Literal["drain", "now"]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RunCreated:
+    """A run exists. Always the first event of a journal.
+
+    `plan_digest` is the sha256 of `plan.json` beside the journal, synced before this record.
+    `fail` maps a node to the (outcome, attempt) that `--fail` injects; attempt 0 means every one.
+    """
+
+    format: int
+    run_id: RunId
+    workflow: str
+    file: str = ""
+    project: str = ""
+    plan_digest: str = ""
+    workflow_digest: str = ""
+    params: Mapping[str, Json] = field(default_factory=dict)
+    version: str = ""
+    schedule: str = "waves"
+    fail: Mapping[NodeId, list[Json]] = field(default_factory=dict)
+    outputs_of: RunId = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class EngineAttached:
+    """An engine took the run's lock; `revive` puts failed, cancelled and dependency-skipped nodes back."""
+
+    pid: int
+    boot_id: str = ""
+    host: str = ""
+    parallel: int = 1
+    revive: bool = False
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class NodeAdopted:
+    """A node counts as completed with the outputs of another run (`--outputs-of`)."""
+
+    node: NodeId
+    run_id: RunId
+    outputs: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class NodeStarted:
+    """An attempt is about to be spawned; its logs go to pool slot `slot`."""
+
+    node: NodeId
+    attempt: int
+    revision: int = 1
+    slot: int = -1
+    inputs_digest: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class NodeSpawned:
+    """The process of an attempt: with `ticks` (its start time) and the boot it is one identity."""
+
+    node: NodeId
+    attempt: int
+    pid: int
+    ticks: int
+    slot: int = -1
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AttemptFinished:
+    """One attempt is over and every process of it is dead. Without a NodeStarted it never ran.
+
+    `outputs` maps names to `{"v": value}` or `{"sha": …, "size": …}`; `limit` names what an
+    over_limit broke; `max_rss_bytes` is None where it can't be told from dagrun's own.
+    """
+
+    node: NodeId
+    attempt: int
+    outcome: Outcome
+    duration_ms: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str = ""
+    limit: str = ""
+    summary: str = ""
+    outputs: Mapping[str, Json] = field(default_factory=dict)
+    artifacts: tuple[Json, ...] = ()
+    max_rss_bytes: int | None = None
+    cpu_ms: int | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class NodeSkipped:
+    """A node will not run. A skip by `selection` satisfies its dependents, the others do not."""
+
+    node: NodeId
+    reason: SkipReason
+    text: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class NodeCancelled:
+    """A node that had not started is given up, since the run fails fast."""
+
+    node: NodeId
+    text: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class StopRequested:
+    """No new starts: `drain` lets running nodes end for a while, `now` ends them."""
+
+    cause: StopCause
+    mode: StopMode
+    by: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Warned:
+    """Something a person should know that changes nothing."""
+
+    text: str
+    node: NodeId = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RunEnded:
+    """The engine let go of the run. Only `completed` is final: the others can be resumed."""
+
+    status: RunStatus
+    exit_code: int
+    reason: str = ""
+    outputs: Mapping[str, Json] = field(default_factory=dict)
+
+
+Event: TypeAlias = (
+    RunCreated
+    | EngineAttached
+    | NodeAdopted
+    | NodeStarted
+    | NodeSpawned
+    | AttemptFinished
+    | NodeSkipped
+    | NodeCancelled
+    | StopRequested
+    | Warned
+    | RunEnded
+)
+
+_NAMES: dict[type, str] = {
+    RunCreated: "run.created",
+    EngineAttached: "engine.attached",
+    NodeAdopted: "node.adopted",
+    NodeStarted: "node.started",
+    NodeSpawned: "node.spawned",
+    AttemptFinished: "attempt.finished",
+    NodeSkipped: "node.skipped",
+    NodeCancelled: "node.cancelled",
+    StopRequested: "stop.requested",
+    Warned: "warned",
+    RunEnded: "run.ended",
+}
+EVENT_TYPES: Mapping[str, type] = {name: cls for cls, name in _NAMES.items()}
+assert set(_NAMES) == set(get_args(Event)), "every event has a name in the journal"
+
+_DEFAULTS: dict[type, tuple[tuple[str, object], ...]] = {
+    cls: tuple(
+        (f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(cls)
+    )
+    for cls in _NAMES
+}
+# ASCII: a lone surrogate from a foreign file name must not make a record unwritable
+_encode = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def event_type(event: Event) -> str:
+    """The name of an event's type in the journal, such as `node.started`."""
+    return _NAMES[type(event)]
+
+
+def encode(event: Event) -> str:
+    """The JSON text of one event: `type` first, then the fields that differ from their default."""
+    cls = type(event)
+    data: dict[str, object] = {"type": _NAMES[cls]}
+    for name, default in _DEFAULTS[cls]:
+        value = getattr(event, name)
+        if value != default:
+            data[name] = value
+    return _encode(data)
+
+
+def decode(data: Mapping[str, Json]) -> Event:
+    """The event that `encode` made `data` from.
+
+    Raises ValueError for a type or field that this version does not know.
+    """
+    kw = dict(data)
+    name = kw.pop("type", None)
+    cls = EVENT_TYPES.get(cast(str, name))
+    if cls is None:
+        raise ValueError(f"unknown event type {name!r}")
+    if cls is AttemptFinished:
+        kw["outcome"] = Outcome(str(kw["outcome"]))
+        if "artifacts" in kw:
+            kw["artifacts"] = cast(Json, tuple(cast("list[Json]", kw["artifacts"])))
+    elif cls is RunEnded:
+        kw["status"] = RunStatus(str(kw["status"]))
+    try:
+        return cast(Event, cls(**kw))
+    except TypeError as error:
+        raise ValueError(f"event {name}: {error}") from None

@@ -1,0 +1,446 @@
+"""The state of a run: the fold of its events, through one door.
+
+`evolve` is the only function that changes a RunState; it costs O(degree of the node) an event.
+What `decide` needs (ready heaps, counters, held waves, timers) is kept here as events come,
+never recomputed over the graph, but for the rare events that move many nodes at once
+(a revival on resume), which rebuild the queues in O(nodes).
+
+Transitions of a node:
+
+    pending ──needs settled──> ready ──node.started──> running ──attempt.finished──> completed
+       │                         │  └─node.skipped──> skipped        │  ├──> failed
+       │                         └─attempt.finished (never ran)──────┘  ├──> retrying ──node.started──> running
+       └─node.skipped / node.cancelled / node.adopted                   └──> ready (lost, or interrupted)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+from dagrun.core.event import (
+    AttemptFinished,
+    EngineAttached,
+    Event,
+    NodeAdopted,
+    NodeCancelled,
+    NodeSkipped,
+    NodeSpawned,
+    NodeStarted,
+    RunCreated,
+    RunEnded,
+    StopRequested,
+    Warned,
+    event_type,
+)
+from dagrun.core.names import LOST_BUDGET, SETTLED, Json, NodeId, Outcome, RunStatus, Schedule, Status
+from dagrun.core.plan import Plan
+from dagrun.core.retry import retry_delay_s
+
+Signature: TypeAlias = tuple[tuple[str, float], ...]  # what a node reserves, sorted by name
+
+INTERRUPTS = frozenset({"sigint", "sigterm", "sighup", "disk_full", "timeout"})
+
+
+class InvalidTransition(Exception):
+    """An event that can't happen to this node now: a bug of dagrun. Carries the node's story."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of a node. `started_at` is wall time, `started_m` monotonic; outcome None = running."""
+
+    number: int
+    started_at: float
+    started_m: float
+    revision: int
+    slot: int = -1
+    pid: int = 0
+    ticks: int = 0
+    outcome: Outcome | None = None
+    finish: AttemptFinished | None = None
+    inputs_digest: str = ""
+
+
+@dataclass(slots=True)
+class RunState:
+    """Everything known of a run. Lists are parallel to `plan.ids`; sparse facts are dicts by number."""
+
+    plan: Plan
+    created: RunCreated
+    created_at: float
+    status: RunStatus
+    schedule: Schedule
+    node_status: list[Status]
+    unmet: list[int]
+    broken: bytearray  # some need did not succeed: runs only if its condition says so
+    tainted: bytearray  # some ancestor failed
+    attempts: list[list[Attempt]]
+    reasons: dict[int, str] = field(default_factory=dict)
+    skips: dict[int, str] = field(default_factory=dict)
+    outputs: dict[int, Mapping[str, Json]] = field(default_factory=dict)
+    adopted: dict[int, str] = field(default_factory=dict)
+    tries_base: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, int] = field(default_factory=dict)
+    running: dict[int, Attempt] = field(default_factory=dict)
+    ready: dict[Signature, list[tuple[float, int]]] = field(default_factory=dict)
+    doomed: dict[int, None] = field(default_factory=dict)  # to be skipped, in order
+    waking: list[tuple[float, int]] = field(default_factory=list)
+    held: dict[int, list[int]] = field(default_factory=dict)
+    wave_left: list[int] = field(default_factory=list)
+    wave: int = 1
+    used: dict[str, float] = field(default_factory=dict)
+    counts: dict[Status, int] = field(default_factory=dict)
+    settled: int = 0
+    failures: int = 0  # nodes that make the run fail
+    stop: StopRequested | None = None
+    ended: RunEnded | None = None
+    ended_at: float = 0.0
+    engine: EngineAttached | None = None
+    engines: int = 0
+    attached_at: float = 0.0
+    attached_m: float = 0.0
+    warnings: list[Warned] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)  # settled by running, in order: for views
+    now: float = 0.0  # wall time of the last record
+    now_m: float = 0.0  # monotonic time of the last record
+
+
+def new_state(plan: Plan, created: RunCreated, at: float) -> RunState:
+    """The state after `run.created` with everything pending or ready."""
+    n = len(plan.ids)
+    state = RunState(
+        plan=plan,
+        created=created,
+        created_at=at,
+        now=at,
+        status=RunStatus.RUNNING,
+        schedule=Schedule(created.schedule),
+        node_status=[Status.PENDING] * n,
+        unmet=[],
+        broken=bytearray(n),
+        tainted=bytearray(n),
+        attempts=[_NO_ATTEMPTS] * n,
+    )
+    _rebuild(state)
+    return state
+
+
+_NO_ATTEMPTS: list[Attempt] = []  # shared by all nodes that never started: never mutated
+
+
+def succeeded(state: RunState, i: int) -> bool:
+    """Whether dependents of a settled node may run as after a success (`continue_on_error` counts)."""
+    status = state.node_status[i]
+    if status is Status.COMPLETED:
+        return True
+    if status is Status.FAILED:
+        return state.plan.nodes[i].continue_on_error
+    return status is Status.SKIPPED and state.skips.get(i) == "selection"
+
+
+def signature(resources: Mapping[str, float]) -> Signature:
+    """The ready heap that a node with these reservations waits in."""
+    return tuple(sorted(resources.items())) if resources else ()
+
+
+def _rebuild(state: RunState) -> None:
+    """Recompute every counter and queue from the statuses. O(nodes + edges)."""
+    plan = state.plan
+    n = len(plan.ids)
+    statuses = state.node_status
+    is_settled = [s in SETTLED for s in statuses]
+    state.unmet = [sum(not is_settled[d] for d in wanted) for wanted in plan.needs]
+    state.broken = bytearray(n)
+    state.tainted = bytearray(n)
+    state.ready, state.held, state.doomed, state.waking = {}, {}, {}, []
+    state.wave_left = [0] * (plan.depth + 2)
+    state.counts = dict.fromkeys(Status, 0)
+    state.failures = 0
+    for i in sorted(range(n), key=plan.wave.__getitem__):
+        for d in plan.needs[i]:
+            if is_settled[d] and not succeeded(state, d):
+                state.broken[i] = 1
+            if state.tainted[d] or (statuses[d] is Status.FAILED and not plan.nodes[d].continue_on_error):
+                state.tainted[i] = 1
+        if not is_settled[i]:
+            state.wave_left[plan.wave[i]] += 1
+        if statuses[i] is Status.FAILED and not plan.nodes[i].continue_on_error:
+            state.failures += 1
+    state.settled = sum(is_settled)
+    state.wave = n + 1 if state.schedule is Schedule.READY else _lowest_wave(state, 1)
+    for i in range(n):
+        if statuses[i] is Status.READY:
+            statuses[i] = Status.PENDING
+        state.counts[statuses[i]] += 1
+    for i in range(n):
+        if statuses[i] is Status.PENDING and not state.unmet[i]:
+            _needs_met(state, i)
+        elif statuses[i] is Status.RETRYING:
+            heappush(state.waking, (state.now_m + _delay(state, i), i))
+
+
+def _lowest_wave(state: RunState, start: int) -> int:
+    wave, last = start, state.plan.depth
+    while wave <= last and not state.wave_left[wave]:
+        wave += 1
+    return wave
+
+
+def _delay(state: RunState, i: int) -> float:
+    """The delay that a retrying node waits, from its last attempt."""
+    last = state.attempts[i][-1]
+    tries = len(state.attempts[i]) - state.tries_base.get(i, 0) - state.lost.get(i, 0)
+    outcome = last.outcome or Outcome.FAILED
+    node = state.plan.nodes[i]
+    return retry_delay_s(node.retry, outcome, tries, state.created.run_id, node.id, last.number) or 0.0
+
+
+def _set(state: RunState, i: int, status: Status) -> None:
+    state.counts[state.node_status[i]] -= 1
+    state.counts[status] += 1
+    state.node_status[i] = status
+
+
+def _needs_met(state: RunState, i: int) -> None:
+    """All needs of a pending node are settled: ready, held for its wave, or doomed to be skipped."""
+    node = state.plan.nodes[i]
+    if state.broken[i] and not node.condition:
+        state.doomed[i] = None
+    elif state.plan.wave[i] > state.wave:
+        state.held.setdefault(state.plan.wave[i], []).append(i)
+    else:
+        _make_ready(state, i)
+
+
+def _make_ready(state: RunState, i: int) -> None:
+    _set(state, i, Status.READY)
+    key = signature(state.plan.nodes[i].resources)
+    heap = state.ready.get(key)
+    if heap is None:
+        heap = state.ready[key] = []
+    heappush(heap, (-state.plan.rank[i], i))
+
+
+def _settle(state: RunState, i: int, status: Status) -> None:
+    """A node is over: tell its dependents, and open the next wave if it was the last of its own."""
+    _set(state, i, status)
+    state.settled += 1
+    if state.doomed:
+        state.doomed.pop(i, None)
+    plan = state.plan
+    failed = status is Status.FAILED and not plan.nodes[i].continue_on_error
+    state.failures += failed
+    taint = failed or state.tainted[i]
+    ok = succeeded(state, i)
+    for d in plan.dependents[i]:
+        if taint:
+            state.tainted[d] = 1
+        if not ok:
+            state.broken[d] = 1
+        state.unmet[d] -= 1
+        if not state.unmet[d] and state.node_status[d] is Status.PENDING:
+            _needs_met(state, d)
+    wave = plan.wave[i]
+    state.wave_left[wave] -= 1
+    if wave == state.wave and not state.wave_left[wave]:
+        state.wave = _lowest_wave(state, wave)
+        for w in range(wave + 1, state.wave + 1):
+            for d in state.held.pop(w, ()):
+                if state.node_status[d] is Status.PENDING:
+                    _make_ready(state, d)
+
+
+def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:
+    """Fold one event into the state. `at` is wall and `at_m` monotonic time of its record.
+
+    Raises InvalidTransition when the event can't happen now.
+    """
+    state.now, state.now_m = at, at_m
+    match event:
+        case NodeStarted():
+            _started(state, event)
+        case AttemptFinished():
+            _finished(state, event)
+        case NodeSpawned():
+            attempt = state.running.get(state.plan.index[event.node])
+            if attempt is not None and attempt.number == event.attempt:
+                attempt.pid, attempt.ticks, attempt.slot = event.pid, event.ticks, event.slot
+        case NodeSkipped():
+            i = _unsettled(state, event.node, event)
+            state.skips[i] = event.reason
+            state.reasons[i] = event.text
+            _settle(state, i, Status.SKIPPED)
+        case NodeCancelled():
+            i = _unsettled(state, event.node, event)
+            state.reasons[i] = event.text
+            _settle(state, i, Status.CANCELLED)
+        case NodeAdopted():
+            i = _unsettled(state, event.node, event)
+            state.outputs[i] = event.outputs
+            state.adopted[i] = event.run_id
+            _settle(state, i, Status.COMPLETED)
+        case EngineAttached():
+            _attached(state, event)
+        case StopRequested():
+            if state.stop is None or event.mode == "now":
+                state.stop = event
+        case RunEnded():
+            _ended(state, event)
+        case Warned():
+            state.warnings.append(event)
+        case RunCreated():
+            raise InvalidTransition("a run is created only once")
+
+
+def _unsettled(state: RunState, name: NodeId, event: Event) -> int:
+    i = state.plan.index[name]
+    status = state.node_status[i]
+    if status in SETTLED or status is Status.RUNNING:
+        raise InvalidTransition(f"{event_type(event)} for node {name!r}, which is {status}; {story(state, i)}")
+    return i
+
+
+def story(state: RunState, i: int) -> str:
+    """What happened to a node so far, in one line."""
+    tried = ", ".join(f"attempt {a.number}: {a.outcome or 'running'}" for a in state.attempts[i])
+    return f"node {state.plan.ids[i]!r}: {tried or 'never started'}"
+
+
+def _started(state: RunState, event: NodeStarted) -> None:
+    i = state.plan.index[event.node]
+    status = state.node_status[i]
+    if status is Status.READY:
+        heap = state.ready[signature(state.plan.nodes[i].resources)]
+        if heap and heap[0][1] == i:
+            heappop(heap)
+    elif status is not Status.RETRYING:
+        raise InvalidTransition(f"node.started for node {event.node!r}, which is {status}; {story(state, i)}")
+    elif state.waking and state.waking[0][1] == i:
+        heappop(state.waking)
+    _set(state, i, Status.RUNNING)
+    attempt = Attempt(event.attempt, state.now, state.now_m, event.revision, event.slot)
+    attempt.inputs_digest = event.inputs_digest
+    _add_attempt(state, i, attempt)
+    state.running[i] = attempt
+    for name, amount in state.plan.nodes[i].resources.items():
+        state.used[name] = state.used.get(name, 0.0) + amount
+
+
+def _add_attempt(state: RunState, i: int, attempt: Attempt) -> None:
+    if state.attempts[i]:
+        state.attempts[i].append(attempt)
+    else:
+        state.attempts[i] = [attempt]
+
+
+def _finished(state: RunState, event: AttemptFinished) -> None:
+    i = state.plan.index[event.node]
+    attempt = state.running.pop(i, None)
+    if attempt is None:  # refused before it started: a missing input, an injected failure
+        i = _unsettled(state, event.node, event)
+        attempt = Attempt(event.attempt, state.now, state.now_m, state.plan.revision)
+        _add_attempt(state, i, attempt)
+    elif attempt.number != event.attempt:
+        raise InvalidTransition(f"attempt {event.attempt} finished out of turn; {story(state, i)}")
+    else:
+        for name, amount in state.plan.nodes[i].resources.items():
+            state.used[name] -= amount
+    attempt.outcome = event.outcome
+    attempt.finish = event
+    if event.outcome is Outcome.COMPLETED:
+        if event.outputs:
+            state.outputs[i] = event.outputs
+        state.finished.append(i)
+        _settle(state, i, Status.COMPLETED)
+    else:
+        _not_completed(state, i, event)
+
+
+def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
+    """Where a node goes after an attempt that did not complete."""
+    node = state.plan.nodes[i]
+    outcome = event.outcome
+    if outcome is Outcome.CANCELLED and state.stop is not None and state.stop.cause in INTERRUPTS:
+        state.tries_base[i] = state.tries_base.get(i, 0) + 1
+        _set(state, i, Status.PENDING)
+        _needs_met(state, i)
+        return
+    if outcome is Outcome.CANCELLED:
+        state.reasons[i] = event.error
+        _settle(state, i, Status.CANCELLED)
+        return
+    if outcome is Outcome.LOST:
+        state.lost[i] = state.lost.get(i, 0) + 1
+        if node.idempotent and state.lost[i] <= LOST_BUDGET:
+            _set(state, i, Status.PENDING)
+            _needs_met(state, i)
+            return
+    elif node.idempotent or outcome is not Outcome.TIMED_OUT:
+        tries = len(state.attempts[i]) - state.tries_base.get(i, 0) - state.lost.get(i, 0)
+        delay = retry_delay_s(node.retry, outcome, tries, state.created.run_id, node.id, event.attempt)
+        if delay is not None:
+            _set(state, i, Status.RETRYING)
+            heappush(state.waking, (state.now_m + delay, i))
+            return
+    state.reasons[i] = event.error
+    state.finished.append(i)
+    _settle(state, i, Status.FAILED)
+
+
+def _attached(state: RunState, event: EngineAttached) -> None:
+    """A new engine: timers of an earlier boot or process mean nothing, so delays start again."""
+    first = state.engine is None
+    state.engine = event
+    state.engines += 1
+    state.attached_at, state.attached_m = state.now, state.now_m
+    state.stop = None
+    state.ended = None
+    state.status = RunStatus.RUNNING
+    if event.revive:
+        for i, status in enumerate(state.node_status):
+            by_dependency = status is Status.SKIPPED and state.skips.get(i) != "selection"
+            if status in (Status.FAILED, Status.CANCELLED) or by_dependency:
+                state.node_status[i] = Status.PENDING
+                state.reasons.pop(i, None)
+                state.skips.pop(i, None)
+                state.tries_base[i] = len(state.attempts[i]) - state.lost.pop(i, 0)
+    if not first or event.revive:
+        _rebuild(state)
+
+
+def _ended(state: RunState, event: RunEnded) -> None:
+    state.ended = event
+    state.ended_at = state.now
+    state.status = event.status
+    if event.status is RunStatus.CANCELLED:
+        for i, status in enumerate(state.node_status):
+            if status not in SETTLED:
+                _set(state, i, Status.CANCELLED)
+                state.settled += 1
+
+
+def heap_top(state: RunState, heap: list[tuple[float, int]]) -> int | None:
+    """The ready node that goes first of one heap; entries of nodes that moved on are dropped."""
+    while heap:
+        i = heap[0][1]
+        if state.node_status[i] is Status.READY:
+            return i
+        heappop(heap)
+    return None
+
+
+__all__ = [
+    "INTERRUPTS",
+    "Attempt",
+    "InvalidTransition",
+    "RunState",
+    "evolve",
+    "heap_top",
+    "new_state",
+    "signature",
+    "story",
+    "succeeded",
+]
