@@ -1,0 +1,360 @@
+"""One engine session: make a run or take one up, work on it, let go. Also the request to cancel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, time
+
+from dagrun import __version__
+from dagrun.core.decide import EXIT_CODES, Room
+from dagrun.core.event import (
+    FORMAT,
+    AttemptFinished,
+    EngineAttached,
+    Event,
+    NodeAdopted,
+    NodeSkipped,
+    RunCreated,
+    RunEnded,
+    StopRequested,
+    Warned,
+    encode,
+)
+from dagrun.core.names import Json, NodeId, Outcome, RunStatus, Status
+from dagrun.core.plan import Plan, compile_plan, input_sources, near
+from dagrun.core.selection import select
+from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.workflow import Workflow, workflow_to_json
+from dagrun.engine.attempt import Workbench
+from dagrun.engine.exchange import make_exchange, remove_exchange
+from dagrun.engine.observer import Observer
+from dagrun.engine.runner import Runner
+from dagrun.engine.secrets import resolve
+from dagrun.errors import EnvironmentFault, InputError, Problem
+from dagrun.sandbox.deadrun import reap_dead_run
+from dagrun.sandbox.logpool import recover
+from dagrun.sandbox.procs import boot_id
+from dagrun.sandbox.watchdog import EngineSide
+from dagrun.store.context import ContextStore
+from dagrun.store.disk import write_atomic
+from dagrun.store.history import History, load_state
+from dagrun.store.journal import Journal
+from dagrun.store.lock import Lock
+from dagrun.store.rundir import RunDir, find_run, new_run
+
+
+@dataclass(slots=True, kw_only=True)
+class Options:
+    """What the command line says about a session. `fail` maps a node to [outcome, attempt or 0]."""
+
+    project: str
+    params: Mapping[str, Json] = field(default_factory=dict)
+    parallel: int | None = None
+    only: Sequence[NodeId] = ()
+    from_: Sequence[NodeId] = ()
+    until: Sequence[NodeId] = ()
+    outputs_of: str | None = None
+    fail: Mapping[NodeId, list[Json]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Ended:
+    """How a session ended."""
+
+    run: RunDir
+    state: RunState
+    status: RunStatus
+    exit_code: int
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return self.run.id
+
+
+# ---------------------------------------------------------------- before anything is made
+
+
+def check_options(workflow: Workflow, options: Options) -> None:
+    """Everything that can be refused before a run exists. Raises InputError with all problems,
+    NotFoundError for a run that `outputs_of` can't find, EnvironmentFault for what this machine lacks."""
+    problems: list[Problem] = []
+    flags = (("--only", options.only), ("--from", options.from_), ("--until", options.until), ("--fail", options.fail))
+    for flag, names in flags:
+        for name in names:
+            if name not in workflow.nodes:
+                text = f"{flag}: there is no node `{name}` in {workflow.name}"
+                problems.append(Problem(code="unknown-node", message=text, hint=near(name, workflow.nodes)))
+    if problems:
+        raise InputError(tuple(problems))
+    _check_room(workflow, make_room(workflow, options))
+    plan = compile_plan(workflow)
+    chosen = select(plan, options.only, options.from_, options.until)
+    given = _adoptable(options, plan, chosen)
+    problems = [p for i in sorted(chosen) for p in _missing_inputs(plan, i, chosen, given)]
+    if problems:
+        raise InputError(tuple(problems))
+
+
+def _adoptable(options: Options, plan: Plan, chosen: set[int]) -> dict[int, RunState]:
+    """The nodes outside the choice that another run has completed, with the state of that run."""
+    if options.outputs_of is None:
+        return {}
+    other = load_state(find_run(options.project, options.outputs_of))
+    return {
+        i: other
+        for i, name in enumerate(plan.ids)
+        if i not in chosen
+        and name in other.plan.index
+        and other.node_status[other.plan.index[name]] is Status.COMPLETED
+    }
+
+
+def _missing_inputs(plan: Plan, i: int, chosen: set[int], given: Mapping[int, RunState]) -> list[Problem]:
+    node = plan.nodes[i]
+    absent = [s for s in dict.fromkeys(input_sources(node)) if plan.index[s] not in chosen and plan.index[s] not in given]
+    return [
+        Problem(
+            code="not-selected",
+            message=f"node `{node.id}` reads input `{name}` from `{source}`, which is not selected",
+            hint=f"take its outputs from an earlier run: --outputs-of RUN, or select it too: --only {source}",
+        )
+        for source in absent
+        for name, item in node.inputs.items()
+        if item.expression.startswith(f"nodes.{source}.") and not item.optional and not item.has_default
+    ]
+
+
+def make_room(workflow: Workflow, options: Options) -> Room:
+    """What this machine and the workflow let run at a time: default the processors, at least 5."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    parallel = options.parallel or workflow.limits.parallel or max(5, cpus)
+    return Room(parallel, {"cpu": float(cpus), "memory": float(memory), **workflow.limits.resources})
+
+
+def _check_room(workflow: Workflow, room: Room) -> None:
+    for node in workflow.nodes.values():
+        for name, amount in node.resources.items():
+            if amount > room.resources.get(name, amount):
+                raise EnvironmentFault(
+                    f"node `{node.id}` reserves {amount:g} of `{name}`, this machine has {room.resources[name]:g}",
+                    hint=f"reserve less, or say that there is more: limits: {{resources: {{{name}: {amount:g}}}}}",
+                )
+
+
+# ---------------------------------------------------------------- a new run
+
+
+def execute(workflow: Workflow, options: Options, observer: Observer, side: EngineSide) -> Ended:
+    """Make a run of a checked workflow and work on it until it ends.
+
+    Raises InputError, EnvironmentFault and the like before anything is made, or when the machine
+    gives out; whatever happens, nothing that was started is alive afterwards.
+    """
+    check_options(workflow, options)
+    secrets = resolve(workflow, options.project, os.environ)
+    plan = compile_plan(workflow)
+    run = new_run(options.project)
+    lock = run.lock({"watchdog": os.getppid()})
+    try:
+        side.tell_run(run.id)
+        created = RunCreated(
+            format=FORMAT,
+            run_id=run.id,
+            workflow=workflow.name,
+            file=workflow.file,
+            project=os.path.abspath(options.project),
+            plan_digest=_write_plan(run, workflow),
+            workflow_digest=workflow.digest,
+            params=_all_params(workflow, options.params),
+            version=__version__,
+            schedule=str(workflow.schedule),
+            fail=options.fail,
+            outputs_of=options.outputs_of or "",
+        )
+        room = make_room(workflow, options)
+        state = new_state(plan, created, time())
+        journal = Journal.create(run.journal)
+        events: list[Event] = [_attach(room), *_selection(run, options, plan)]
+        for event in events:
+            evolve(state, event, time(), monotonic())
+        journal.append([encode(created), *map(encode, events)], epoch=1)
+        journal.sync()
+        return _work(run, lock, state, journal, secrets, room, observer, side, ())
+    finally:
+        lock.release()
+
+
+def _all_params(workflow: Workflow, given: Mapping[str, Json]) -> dict[str, Json]:
+    defaults = {name: p.default for name, p in workflow.params.items() if p.has_default}
+    return {**defaults, **given}
+
+
+def _write_plan(run: RunDir, workflow: Workflow) -> str:
+    """Write plan.json durably before the journal mentions it; its sha256."""
+    from hashlib import sha256
+    from json import dumps
+
+    data = dumps({"format": FORMAT, "workflow": workflow_to_json(workflow)}, separators=(",", ":")).encode()
+    write_atomic(run.plan, data, durable=True)
+    return sha256(data).hexdigest()
+
+
+def _attach(room: Room, *, revive: bool = False) -> EngineAttached:
+    host = os.uname().nodename
+    return EngineAttached(pid=os.getpid(), boot_id=boot_id(), host=host, parallel=room.parallel, revive=revive)
+
+
+def _selection(run: RunDir, options: Options, plan: Plan) -> list[Event]:
+    """What settles the nodes that were not chosen: outputs of another run, or a skip."""
+    chosen = select(plan, options.only, options.from_, options.until)
+    if len(chosen) == len(plan.ids):
+        return []
+    given = _adoptable(options, plan, chosen)
+    events: list[Event] = []
+    mine = ContextStore(run)
+    for i, name in enumerate(plan.ids):
+        if i in chosen:
+            continue
+        other = given.get(i)
+        if other is None:
+            events.append(NodeSkipped(node=name, reason="selection", text="not selected"))
+            continue
+        theirs = ContextStore(find_run(options.project, other.created.run_id))
+        refs = other.outputs.get(other.plan.index[name], {})
+        outputs: dict[str, Json] = {key: dict(mine.put(theirs.get(ref))) for key, ref in refs.items() if isinstance(ref, dict)}
+        events.append(NodeAdopted(node=name, run_id=other.created.run_id, outputs=outputs))
+    return events
+
+
+# ---------------------------------------------------------------- an old run
+
+
+def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) -> Ended:
+    """Take up a run that has not completed: reap what is left of it, mark its open attempts lost, go on.
+
+    A run that ended as failed or cancelled gets its failed, cancelled and thereby skipped nodes
+    another chance. A completed run is returned as it is. Raises RunLockedError while another engine
+    is at work, JournalError when the journal can't be used.
+    """
+    lock = run.lock({"watchdog": os.getppid()})
+    try:
+        side.tell_run(run.id)
+        history = History(run, write=True)
+        state, journal = history.state, history.journal
+        if state.status is RunStatus.COMPLETED:
+            return Ended(run, state, state.status, 0)
+        killed = _reap(run, state)
+        workflow = state.plan.workflow
+        project = state.created.project if os.path.isdir(state.created.project) else options.project
+        secrets = resolve(workflow, project, os.environ)
+        room = make_room(workflow, options)
+        _check_room(workflow, room)
+        revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
+        events: list[Event] = [_attach(room, revive=revive), *_lost(state)]
+        notes = [f"killed what the dead run had left: {', '.join(killed[:5])}"] if killed else []
+        journal.append([encode(e) for e in events], epoch=journal.epoch + 1)
+        if journal.torn_bytes:
+            notes.append(f"cut {journal.torn_bytes} bytes of an unfinished record off the journal")
+        for event in events:
+            evolve(state, event, time(), monotonic())
+        journal.sync()
+        return _work(run, lock, state, journal, secrets, room, observer, side, notes)
+    finally:
+        lock.release()
+
+
+def _reap(run: RunDir, state: RunState) -> list[str]:
+    """Kill what is alive of a dead run and name its logs; the names of what was killed."""
+    boot = state.engine.boot_id if state.engine is not None else ""
+    recorded = [(a.pid, a.ticks, boot) for a in state.running.values() if a.pid]
+    killed = reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
+    slots = [(a.slot, state.plan.ids[i], a.number) for i, a in state.running.items() if a.slot >= 0]
+    recover(run.nodes, slots)
+    return killed
+
+
+def _lost(state: RunState) -> list[Event]:
+    """The end of every attempt that was open when its engine died."""
+    return [
+        AttemptFinished(
+            node=state.plan.ids[i],
+            attempt=attempt.number,
+            outcome=Outcome.LOST,
+            error="dagrun died while it ran"
+            + ("" if state.plan.nodes[i].idempotent else "; its effect is unknown and it is not idempotent"),
+        )
+        for i, attempt in state.running.items()
+    ]
+
+
+# ---------------------------------------------------------------- both
+
+
+def _work(
+    run: RunDir,
+    lock: Lock,
+    state: RunState,
+    journal: Journal,
+    secrets: Mapping[str, str],
+    room: Room,
+    observer: Observer,
+    side: EngineSide,
+    notes: Sequence[str],
+) -> Ended:
+    workflow, created = state.plan.workflow, state.created
+    project = created.project if os.path.isdir(created.project) else os.getcwd()
+    exchange = make_exchange(run)
+    bench = Workbench(
+        run_id=run.id,
+        run_path=os.path.abspath(run.path),
+        key=f"{run.id}-{int(state.created_at * 1e6):x}",
+        project=project,
+        params=created.params,
+        workflow=workflow.name,
+        secrets=secrets,
+        secret_env={name: s.env for name, s in workflow.secrets.items() if s.env},
+        context=ContextStore(run),
+        exchange=exchange,
+        environ=os.environ,
+    )
+    os.chdir(project)
+    runner = Runner(
+        state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side
+    )
+    for note in notes:
+        event = Warned(text=note)
+        evolve(state, event, time(), monotonic())
+        runner.commit([event])
+    try:
+        ended = runner.run()
+    finally:
+        journal.close()
+        remove_exchange(exchange)
+    return Ended(run, state, ended.status, ended.exit_code)
+
+
+def request_cancel(run: RunDir, by: str) -> RunStatus:
+    """Ask the engine of a run to cancel it; without an engine the run is cancelled at once.
+
+    The status the run has now: `running` means that its engine was asked. Durable on return.
+    """
+    history = History(run, write=True)
+    try:
+        state, journal = history.state, history.journal
+        if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
+            return state.status
+        events: list[Event] = [StopRequested(cause="cancel", mode="now", by=by)]
+        alive = run.lock_holder() is not None
+        if not alive:
+            _reap(run, state)
+            code = EXIT_CODES[RunStatus.CANCELLED]
+            events.append(RunEnded(status=RunStatus.CANCELLED, exit_code=code, reason=f"cancelled by {by}"))
+        journal.append([encode(e) for e in events])
+        journal.sync()
+        return RunStatus.RUNNING if alive else RunStatus.CANCELLED
+    finally:
+        history.close()
