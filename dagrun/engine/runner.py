@@ -1,7 +1,7 @@
 """The loop of the engine: wait for something, fold it, decide, journal, act.
 
 One thread, one epoll: pidfds of commands, the watchdog's pipe, the journal's notice, timers. Only
-`commit` here appends to the journal. Order of a turn: what ended → what is due → what to start;
+`_write` here appends to the journal. Order of a turn: what ended → what is due → what to start;
 all of it becomes one record, and only when that is written are commands spawned, so a crash in
 between is seen as a lost attempt and never as a command nobody knows of.
 """
@@ -43,7 +43,7 @@ from dagrun.sandbox.plain import Plain
 from dagrun.sandbox.watchdog import EngineSide, kill_everything
 from dagrun.store.disk import DiskFull
 from dagrun.store.fault import ARMED, fault
-from dagrun.store.journal import Journal, Record
+from dagrun.store.journal import Journal
 from dagrun.store.rundir import RunDir
 from dagrun.store.sync import Notice, Syncer
 
@@ -98,12 +98,11 @@ class Runner:
         self.by_node: dict[int, Child] = {}
         self.waiting: list[tuple[int, Command]] = []  # journaled as started, the machine is short
         self.unspawned: deque[tuple[int, Child, int]] = deque()  # spawned, pid not journaled yet
-        self.never_ran: list[AttemptFinished] = []  # to be folded in the next turn
+        self.facts: list[Event] = []  # to be folded in the next turn
         self.timers: list[tuple[float, int, Timer, int, int]] = []
         self.timer_count = 0
         self.last_turn = monotonic()
         self.next_tick = 0.0
-        self.next_look = 0.0
         self.spawn_pause = 0.1
         self.spawn_stuck_since = 0.0
         self.sizing = False
@@ -139,46 +138,51 @@ class Runner:
             self._close()
 
     def _turn(self) -> None:
-        events: list[Event] = []
+        """Wait; collect what ended; under the journal's lock fold, decide and write; then spawn."""
         ready = self._wait()
         now = monotonic()
         self._mind_the_gap(now)
+        facts, self.facts = self.facts, []
         for fd in ready:
             found = self.children.pop(fd, None)
             if found is not None:
-                self._reaped(fd, *found, events)
-            elif fd == self.side.fileno():
-                self._signals(events)
-        self._look(now)
-        if self.never_ran:
-            failures, self.never_ran = self.never_ran, []
-            for failure in failures:
-                self._fold(failure, events)
-        self._note_pids(now, events)
-        while self.timers and self.timers[0][0] <= now:
-            _, _, kind, node, number = heappop(self.timers)
-            self._due(kind, node, number, events)
-        self._advance(now, events)
-        if self.observer.interval_s is not None and now >= self.next_tick:
-            self.next_tick = now + self.observer.interval_s
-            self.observer.tick(self.state, time(), now)
-
-    def _advance(self, now: float, events: list[Event]) -> None:
-        """Decide until nothing more is due, journal it all as one record, then spawn."""
+                self._reaped(fd, *found, facts)
+        events: list[Event] = []
         to_spawn: list[ToSpawn] = []
-        finish: Finish | None = None
-        while effects := decide(self.state, now, self.room):
-            before = len(events)
-            for effect in effects:
-                finish = self._carry_out(effect, events, to_spawn) or finish
-            if finish is not None or len(events) == before:
-                break
-        if events:
-            self.commit(events)
+        self._begin()
+        try:
+            for fact in facts:
+                self._fold(fact, events)
+            if self.side.fileno() in ready:
+                self._signals(events)
+            self._note_pids(now, events)
+            while self.timers and self.timers[0][0] <= now:
+                _, _, kind, node, number = heappop(self.timers)
+                self._due(kind, node, number, events)
+            finish = self._decide(now, events, to_spawn)
+            if events:
+                self._write(events)
+        finally:
+            self.journal.end()
+        self._after_write(events)
         for item in to_spawn:
             self._spawn(*item)
         if finish is not None:
             self._finish(finish)
+        if self.observer.interval_s is not None and now >= self.next_tick:
+            self.next_tick = now + self.observer.interval_s
+            self.observer.tick(self.state, time(), now)
+
+    def _decide(self, now: float, events: list[Event], to_spawn: list[ToSpawn]) -> Finish | None:
+        """Carry out effects until nothing more is due; how the run ends, if it does."""
+        while effects := decide(self.state, now, self.room):
+            before = len(events)
+            finish: Finish | None = None
+            for effect in effects:
+                finish = self._carry_out(effect, events, to_spawn) or finish
+            if finish is not None or len(events) == before:
+                return finish
+        return None
 
     def _carry_out(self, effect: Effect, events: list[Event], to_spawn: list[ToSpawn]) -> Finish | None:
         match effect:
@@ -197,7 +201,7 @@ class Runner:
     def _wait(self) -> list[int]:
         """The descriptors that have something, after at most the time until the next thing is due."""
         if self.notice is not None:
-            self.notice.drain()  # our own appends ring it too; what others wrote is seen by `_look`
+            self.notice.drain()  # our own appends ring it too; what others wrote is read by `_begin`
         return [fd for fd, _ in self.poll.poll(self._next_due())]
 
     def _next_due(self) -> float | None:
@@ -213,7 +217,7 @@ class Runner:
         if self.unspawned:
             soon = self.unspawned[0][1].started + SPAWNED_AFTER_S
             due = soon if due is None else min(due, soon)
-        if self.never_ran or not (self.state.running or self.state.waking):
+        if self.facts or not (self.state.running or self.state.waking):
             return 0.0
         return None if due is None else max(0.0, due - now)
 
@@ -231,36 +235,47 @@ class Runner:
         evolve(self.state, event, time(), monotonic())
         events.append(event)
 
-    def commit(self, events: Sequence[Event]) -> None:
-        """Append these folded events as one record, after what others appended meanwhile."""
+    def _begin(self) -> bool:
+        """Take the journal's lock and fold what other processes appended; whether there was anything."""
+        news = self.journal.begin()
+        try:
+            for record in news:
+                events = [decode(e) for e in record.events]
+                for event in events:
+                    evolve(self.state, event, record.t, monotonic())
+                self.observer.recorded(events, self.state)
+        except BaseException:
+            self.journal.end()
+            raise
+        return bool(news)
+
+    def _write(self, events: Sequence[Event]) -> None:
+        """Append these folded events as one record; under the lock."""
         if ARMED:
             fault("engine.before_commit")
-        self.journal.append([encode(e) for e in events], epoch=self.epoch, on_news=self._news)
+        self.journal.write([encode(e) for e in events], self.epoch)
+
+    def _after_write(self, events: Sequence[Event]) -> None:
+        if not events:
+            return
         if self.strict:
             self.journal.sync()
         else:
             self.syncer.poke()
         self.observer.recorded(events, self.state)
         if ARMED:
-            for event in events:
+            for _ in events:
                 fault("engine.after_event")
 
-    def _news(self, records: list[Record]) -> bool:
-        """Fold what another process appended: a request to stop."""
-        for record in records:
-            events = [decode(e) for e in record.events]
-            for event in events:
-                evolve(self.state, event, record.t, monotonic())
-            self.observer.recorded(events, self.state)
-        return True
-
-    def _look(self, now: float) -> None:
-        """Fold what others appended, if the file grew."""
-        if self.notice is None and now < self.next_look:
-            return
-        self.next_look = now + POLL_S
-        if os.fstat(self.journal.fileno()).st_size != self.journal.offset:
-            self._news(self.journal.read())
+    def record(self, event: Event) -> None:
+        """Journal one event that no turn brought forth."""
+        self._begin()
+        try:
+            evolve(self.state, event, time(), monotonic())
+            self._write([event])
+        finally:
+            self.journal.end()
+        self._after_write([event])
 
     def _note_pids(self, now: float, events: list[Event]) -> None:
         """Journal the processes that outlived SPAWNED_AFTER_S, for who has to clean up after us."""
@@ -348,7 +363,7 @@ class Runner:
         code = 127 if why.errno == 2 else 126
         text = self.bench.mask.text(why.message)
         failure = AttemptFinished(node=node.id, attempt=run.number, outcome=Outcome.FAILED, exit_code=code, error=text)
-        self.never_ran.append(failure)
+        self.facts.append(failure)
 
     def _busy(self, i: int, command: Command, why: str) -> None:
         """The machine is short of processes or descriptors: fewer at a time, and try again later."""
@@ -364,7 +379,7 @@ class Runner:
             alive = max(1, len(self.children))
             if alive < self.room.parallel:
                 self.room = Room(alive, self.room.resources)
-                self.commit([Warned(text=f"{why}: from now on {alive} at a time")])
+                self.facts.append(Warned(text=f"{why}: from now on {alive} at a time"))
         if not self.waiting:
             self._timer(self.spawn_pause, "spawn", -1)
             self.spawn_pause = min(self.spawn_pause * 2, 5.0)
@@ -372,19 +387,19 @@ class Runner:
 
     # ------------------------------------------------------------ ending
 
-    def _reaped(self, fd: int, child: Child, run: Running, events: list[Event]) -> None:
-        """The main process of an attempt is gone: end what it left, collect it, fold the outcome."""
+    def _reaped(self, fd: int, child: Child, run: Running, facts: list[Event]) -> None:
+        """The main process of an attempt is gone: end what it left, collect it, judge it."""
         self.poll.unregister(fd)
         swept = self.sandbox.sweep(child)
         exit_ = self.sandbox.reap(child)
         self.by_node.pop(run.node, None)
         node = self.state.plan.nodes[run.node]
-        retire = bool(swept.killed or swept.alive or swept.unattributed)
-        if swept.killed and run.ending is None:
+        retire = bool(swept.count or swept.alive or swept.unattributed)
+        if swept.count and run.ending is None:
             names = ", ".join(swept.names[:5])
-            text = f"left {swept.killed} process{'es' if swept.killed > 1 else ''} behind: {names}; killed"
-            self._fold(Warned(text=self.bench.mask.text(text), node=node.id), events)
-        self._fold(conclude(self.bench, self.logs, node, run, exit_, retire=retire), events)
+            text = f"left {swept.count} process{'es' if swept.count > 1 else ''} behind: {names}; killed"
+            facts.append(Warned(text=self.bench.mask.text(text), node=node.id))
+        facts.append(conclude(self.bench, self.logs, node, run, exit_, retire=retire))
 
     def _cancel(self, i: int, reason: str, events: list[Event]) -> None:
         child = self.by_node.get(i)
@@ -419,9 +434,15 @@ class Runner:
         outputs = workflow_outputs(self.bench, self.state) if finish.status is RunStatus.COMPLETED else {}
         event = RunEnded(status=finish.status, exit_code=finish.exit_code, reason=finish.reason, outputs=outputs)
         self.sandbox.end_all()
-        events: list[Event] = []
-        self._fold(event, events)
-        self.commit(events)
+        news = self._begin()
+        try:
+            if news:
+                return  # somebody changed the run meanwhile: the next turn decides again
+            evolve(self.state, event, time(), monotonic())
+            self._write([event])
+        finally:
+            self.journal.end()
+        self._after_write([event])
         self.ended = event
 
     # ------------------------------------------------------------ timers and signals
@@ -523,7 +544,7 @@ class Runner:
         """The machine gave out: end everything, and say so in the journal."""
         self.sandbox.end_all()
         event = RunEnded(status=RunStatus.INTERRUPTED, exit_code=why.exit_code, reason=why.message)
-        self.journal.append([encode(event)], epoch=self.epoch, on_news=self._news)
+        self.journal.append([encode(event)], epoch=self.epoch, on_news=lambda _: True)
         self.journal.sync()
 
     def _give_up_full_disk(self) -> NoReturn:

@@ -326,9 +326,7 @@ def _work(
         state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side
     )
     for note in notes:
-        event = Warned(text=note)
-        evolve(state, event, time(), monotonic())
-        runner.commit([event])
+        runner.record(Warned(text=note))
     try:
         ended = runner.run()
     finally:

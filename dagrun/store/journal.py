@@ -237,6 +237,22 @@ class Journal:
         Raises DiskFull or JournalError (nothing is written), RunLockedError when an engine of a
         newer epoch took over or when the lock stays busy for LOCK_WAIT_S.
         """
+        news = self.begin()
+        try:
+            if news and not on_news(news):
+                return False
+            self.write(events, epoch)
+        finally:
+            self.end()
+        return True
+
+    def begin(self) -> list[Record]:
+        """Take the lock and read what others appended since; nobody else appends until `end`.
+
+        For who decides by what is in the journal: begin, fold the news, decide, `write`, `end`.
+        Raises JournalError, or RunLockedError when the lock stays busy for LOCK_WAIT_S; the lock is
+        free then.
+        """
         if self._broken:
             raise JournalError(self._broken)
         fd = self.fd
@@ -248,18 +264,26 @@ class Journal:
             self._lock_failed(error)
         try:
             found = _fstat(fd)
-            if (found.st_size != self.offset or found.st_nlink == 0) and not self._catch_up(found, on_news):
-                return False
-            if epoch is None:
-                epoch = self.epoch
-            elif epoch < self.epoch:
-                raise RunLockedError(f"another engine took this run over (epoch {self.epoch}; this one is {epoch})")
-            self._put(fd, events, epoch)
-        finally:
+            if found.st_size != self.offset or found.st_nlink == 0:
+                return self._catch_up(found)
+        except BaseException:
             _flock(fd, _UNLOCK)
+            raise
+        return []
+
+    def write(self, events: Sequence[str], epoch: int | None = None) -> None:
+        """Commit `events` as one record; between `begin` and `end`. Errors as in `append`."""
+        if epoch is None:
+            epoch = self.epoch
+        elif epoch < self.epoch:
+            raise RunLockedError(f"another engine took this run over (epoch {self.epoch}; this one is {epoch})")
+        self._put(self.fd, events, epoch)
         if ARMED:
             fault("journal.after_write")
-        return True
+
+    def end(self) -> None:
+        """Let others append again."""
+        _flock(self.fd, _UNLOCK)
 
     def _put(self, fd: int, events: Sequence[str], epoch: int) -> None:
         """Write one line at the end of the file, whole or not at all."""
@@ -285,8 +309,8 @@ class Journal:
         self.seq = seq
         self.epoch = epoch
 
-    def _catch_up(self, found: os.stat_result, on_news: Callable[[list[Record]], bool]) -> bool:
-        """Under the lock: step over what others wrote, cut what a dead writer left; what `on_news` says."""
+    def _catch_up(self, found: os.stat_result) -> list[Record]:
+        """Under the lock: read what others wrote, cut what a dead writer left."""
         size = self._check(found)
         records = self._take(size)
         if self.offset < size:
@@ -295,7 +319,7 @@ class Journal:
             except OSError as error:
                 raise disk_fault("can't cut the unfinished last line of", self.path, error) from error
             self.torn_bytes += size - self.offset
-        return not records or on_news(records)
+        return records
 
     def _check_new(self, events: Sequence[str]) -> None:
         """What must hold for the first record, and for text that would break the line apart."""
