@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, TypeAlias
 
-from dagrun.core.event import Event, NodeCancelled, NodeSkipped
+from dagrun.core.event import Event, NodeCancelled, NodeSkipped, RevisionAdopted
 from dagrun.core.names import RunStatus, Status
-from dagrun.core.state import RunState, heap_top
+from dagrun.core.state import RunState, heap_top, outstanding
 
 EXIT_CODES: Mapping[RunStatus, int] = {
     RunStatus.COMPLETED: 0,
@@ -53,6 +53,13 @@ class Append(NamedTuple):
     event: Event
 
 
+class Escalate(NamedTuple):
+    """Carry out the next `on_failure` step of a node whose retries are spent."""
+
+    node: int
+    step: str
+
+
 class Finish(NamedTuple):
     """Nothing is left to do: end the run so."""
 
@@ -67,7 +74,7 @@ class Stuck(NamedTuple):
     story: str
 
 
-Effect: TypeAlias = Start | Cancel | Append | Finish | Stuck
+Effect: TypeAlias = Start | Cancel | Append | Escalate | Finish | Stuck
 
 
 def decide(state: RunState, now_m: float, room: Room) -> list[Effect]:
@@ -79,24 +86,43 @@ def decide(state: RunState, now_m: float, room: Room) -> list[Effect]:
         return [_stopped(state)]
     effects: list[Effect] = []
     failing_fast = state.failures > 0 and state.plan.workflow.fail_fast
+    if state.plan.revision != state.adopted_revision:
+        effects.append(Append(RevisionAdopted(revision=state.plan.revision)))
     effects.extend(Append(_skip(state, i)) for i in state.doomed)
+    if state.cancelling:
+        effects.extend(Cancel(i, "replanned") for i in state.cancelling)
+    if state.escalating:
+        effects.extend(_escalations(state))
     if failing_fast:
         effects.extend(_fail_fast(state))
     elif len(state.running) < room.parallel and (state.ready or state.waking):
         _starts(state, now_m, room, effects)
     if not effects and not state.running:
-        if state.settled == len(state.plan.ids):
+        if state.settled == len(state.plan.ids) and not state.proposals:
             return [_finish(state)]
+        if state.reviews or state.proposals:
+            return [Finish(RunStatus.NEEDS_REVIEW, EXIT_CODES[RunStatus.NEEDS_REVIEW], _waiting_for(state))]
         if not state.waking:
             return [Stuck(_stuck(state))]
     return effects
 
 
-def next_wake(state: RunState) -> float | None:
-    """The monotonic time at which the next retry is due, if one waits."""
-    while state.waking and state.node_status[state.waking[0][1]] is not Status.RETRYING:
+def next_wake(state: RunState, now_m: float = float("-inf")) -> float | None:
+    """The monotonic time after `now_m` at which the next retry is due, if one waits.
+
+    What was due by `now_m` and did not start lacks a slot or a resource: no clock brings that.
+    """
+    while state.waking and not _waits(state, state.waking[0][1]):
         heappop(state.waking)
-    return state.waking[0][0] if state.waking else None
+    if not state.waking or state.waking[0][0] > now_m:
+        return state.waking[0][0] if state.waking else None
+    later = (at for at, i in state.waking if at > now_m and _waits(state, i))
+    return min(later, default=None)
+
+
+def _waits(state: RunState, i: int) -> bool:
+    """Whether a node waits for the delay before its next attempt (and not for its escalation)."""
+    return state.node_status[i] is Status.RETRYING and i not in state.escalating
 
 
 def _starts(state: RunState, now_m: float, room: Room, effects: list[Effect]) -> None:
@@ -109,7 +135,7 @@ def _starts(state: RunState, now_m: float, room: Room, effects: list[Effect]) ->
     while free and state.waking and state.waking[0][0] <= now_m:
         entry = heappop(state.waking)
         i = entry[1]
-        if state.node_status[i] is not Status.RETRYING:
+        if not _waits(state, i):
             continue
         taken.append((state.waking, entry))
         wants = state.plan.nodes[i].resources
@@ -189,11 +215,26 @@ def _fail_fast(state: RunState) -> list[Effect]:
     return effects
 
 
+def _escalations(state: RunState) -> list[Effect]:
+    found: list[Effect] = []
+    for i in outstanding(state):
+        wanted = state.plan.nodes[i].on_failure
+        if wanted is not None:
+            found.append(Escalate(i, wanted.steps[state.escalating[i]]))
+    return found
+
+
+def _waiting_for(state: RunState) -> str:
+    names = [state.plan.ids[i] for i in state.reviews] + [f"proposal {n}" for n in state.proposals]
+    return f"waiting for a human: {', '.join(names[:5])}"
+
+
 def _stopped(state: RunState) -> Finish:
     stop = state.stop
     assert stop is not None
     if stop.cause == "cancel":
-        return Finish(RunStatus.CANCELLED, EXIT_CODES[RunStatus.CANCELLED], f"cancelled{f' by {stop.by}' if stop.by else ''}")
+        by = f" by {stop.by}" if stop.by else ""
+        return Finish(RunStatus.CANCELLED, EXIT_CODES[RunStatus.CANCELLED], f"cancelled{by}")
     if stop.cause == "timeout":
         return Finish(RunStatus.TIMED_OUT, EXIT_CODES[RunStatus.TIMED_OUT], "the run's limits.timeout is over")
     if state.settled == len(state.plan.ids):

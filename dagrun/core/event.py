@@ -129,6 +129,107 @@ class NodeCancelled:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class PatchAdmitted:
+    """A patch was checked against the head and is the new revision from this record on.
+
+    `nodes` are new and changed nodes in their compact form, `removed` are out of the graph,
+    `skipped` settle without output, `superseded` maps a node to its stand-in, `reset` run again,
+    `cancelled` are running and have to end first. `operations` are what the author wrote.
+    `wave` is where the run stood; `undoes` is the revision that this one takes back.
+    """
+
+    revision: int
+    base: int
+    by: str = ""
+    trigger: Mapping[str, Json] = field(default_factory=dict)
+    operations: tuple[Json, ...] = ()
+    nodes: Mapping[NodeId, Json] = field(default_factory=dict)
+    removed: tuple[NodeId, ...] = ()
+    skipped: Mapping[NodeId, str] = field(default_factory=dict)
+    superseded: Mapping[NodeId, NodeId] = field(default_factory=dict)
+    reset: tuple[NodeId, ...] = ()
+    cancelled: tuple[NodeId, ...] = ()
+    limits: Mapping[str, Json] = field(default_factory=dict)
+    wave: int = 0
+    undoes: int = 0
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PatchRefused:
+    """A patch was refused, with all the reasons."""
+
+    base: int
+    head: int
+    by: str = ""
+    trigger: Mapping[str, Json] = field(default_factory=dict)
+    operations: tuple[Json, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PatchProposed:
+    """A node wrote a patch that only a human may admit; `number` counts the proposals of the run."""
+
+    number: int
+    base: int
+    by: str = ""
+    trigger: Mapping[str, Json] = field(default_factory=dict)
+    operations: tuple[Json, ...] = ()
+    why: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ProposalDecided:
+    """A human admitted (a PatchAdmitted stands beside it) or rejected a proposal."""
+
+    number: int
+    decision: Literal["approve", "reject"]
+    by: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RevisionAdopted:
+    """The engine goes by this revision."""
+
+    revision: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class EscalationFailed:
+    """A step of a node's `on_failure` did not help; after the last step the failure settles."""
+
+    node: NodeId
+    step: str
+    text: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ReviewRequested:
+    """A human has to decide: a review node was reached, or a failure was escalated.
+
+    `deadline` is wall time; 0 means that there is none.
+    """
+
+    node: NodeId
+    attempt: int
+    message: str = ""
+    deadline: float = 0.0
+    on_timeout: Literal["reject", "approve"] = "reject"
+    inputs_digest: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ReviewDecided:
+    """What a human decided; `timed_out` is the answer of nobody. `outputs` as in AttemptFinished."""
+
+    node: NodeId
+    decision: Literal["approve", "reject", "skip", "timed_out"]
+    by: str = ""
+    comment: str = ""
+    outputs: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class StopRequested:
     """No new starts: `drain` lets running nodes end for a while, `now` ends them."""
 
@@ -164,6 +265,14 @@ Event: TypeAlias = (
     | AttemptFinished
     | NodeSkipped
     | NodeCancelled
+    | PatchAdmitted
+    | PatchRefused
+    | PatchProposed
+    | ProposalDecided
+    | RevisionAdopted
+    | EscalationFailed
+    | ReviewRequested
+    | ReviewDecided
     | StopRequested
     | Warned
     | RunEnded
@@ -178,6 +287,14 @@ _NAMES: dict[type, str] = {
     AttemptFinished: "attempt.finished",
     NodeSkipped: "node.skipped",
     NodeCancelled: "node.cancelled",
+    PatchAdmitted: "patch.admitted",
+    PatchRefused: "patch.refused",
+    PatchProposed: "patch.proposed",
+    ProposalDecided: "proposal.decided",
+    RevisionAdopted: "revision.adopted",
+    EscalationFailed: "escalation.failed",
+    ReviewRequested: "review.requested",
+    ReviewDecided: "review.decided",
     StopRequested: "stop.requested",
     Warned: "warned",
     RunEnded: "run.ended",
@@ -193,6 +310,9 @@ _DEFAULTS: dict[type, tuple[tuple[str, object], ...]] = {
 }
 # ASCII: a lone surrogate from a foreign file name must not make a record unwritable
 _encode = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+_LISTS = frozenset({"operations", "removed", "reset", "cancelled", "reasons"})  # tuples in an event
 
 
 def event_type(event: Event) -> str:
@@ -227,6 +347,9 @@ def decode(data: Mapping[str, Json]) -> Event:
             kw["artifacts"] = cast(Json, tuple(cast("list[Json]", kw["artifacts"])))
     elif cls is RunEnded:
         kw["status"] = RunStatus(str(kw["status"]))
+    else:
+        for key in _LISTS & kw.keys():
+            kw[key] = cast(Json, tuple(cast("list[Json]", kw[key])))
     try:
         return cast(Event, cls(**kw))
     except TypeError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode, urlsafe_b64encode
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring, encode_basestring_ascii
 from urllib.parse import quote, quote_plus
 
 from dagrun.core.names import Json
@@ -61,7 +61,8 @@ def _forms(value: str) -> set[str]:
         if len(part) < MIN_LENGTH:
             continue
         raw = part.encode("utf-8", "surrogateescape")
-        out |= {part, quote(part, safe=""), quote_plus(part), quote(part), encode_basestring_ascii(part)[1:-1]}
+        out |= {part, encode_basestring_ascii(part)[1:-1], encode_basestring(part)[1:-1]}
+        out |= {quote(raw, safe=""), quote_plus(raw), quote(raw)}
         for shift in range(3):
             # the three alignments at which the value can stand inside a longer base64 text
             for encode in (b64encode, urlsafe_b64encode):

@@ -85,8 +85,11 @@ def is_id(text: str) -> bool:
     return len(text) <= ID_MAX and _ID.fullmatch(text) is not None
 
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
-_SECONDS = re.compile(r"\d+(?:\.\d+)?")
+# at most 12 digits: an absurd number is no duration, and never overflows a float
+_DURATION = re.compile(
+    r"(?:(\d{1,12})d)?(?:(\d{1,12})h)?(?:(\d{1,12})m)?(?:(\d{1,12}(?:\.\d{1,12})?)s)?(?:(\d{1,12})ms)?", re.ASCII
+)
+_SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 
 
 def parse_duration(text: str) -> float:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dagrun.core import expression as ex
 from dagrun.core.names import Json, NodeId
-from dagrun.core.workflow import Fault, Node, Param, Workflow
+from dagrun.core.workflow import Fault, Node, OnFailure, Param, Workflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Plan:
     `needs[i]` are the numbers of the nodes that `i` waits for (written `needs` ∪ inputs, in that
     order, no duplicates); `wave[i]` is its depth from 1; `rank[i]` the length of the longest path
     from its start to a sink, in estimated seconds (1 for a node nobody estimated); `depth` the
-    number of waves.
+    number of waves. `removed` are the numbers of nodes that a patch took out: they have no edges.
     """
 
     workflow: Workflow
@@ -38,6 +38,7 @@ class Plan:
     wave: list[int]
     rank: list[float]
     depth: int
+    removed: frozenset[int] = frozenset()
 
     def upstream(self, node: int) -> set[int]:
         """All ancestors of a node. Linear in the edges above it."""
@@ -46,6 +47,14 @@ class Plan:
     def downstream(self, node: int) -> set[int]:
         """All descendants of a node. Linear in the edges below it."""
         return _closure(node, self.dependents)
+
+
+class CycleFound(ValueError):
+    """The graph has a cycle: `path` are its nodes, each before the one that waits for it, first = last."""
+
+    def __init__(self, path: list[NodeId]) -> None:
+        super().__init__("cycle: " + " -> ".join(path))
+        self.path = path
 
 
 def _closure(start: int, edges: list[tuple[int, ...]] | list[list[int]]) -> set[int]:
@@ -62,7 +71,7 @@ def _closure(start: int, edges: list[tuple[int, ...]] | list[list[int]]) -> set[
 def all_needs(node: Node) -> tuple[NodeId, ...]:
     """What a node waits for: its `needs`, then the producers of its inputs, without duplicates."""
     if not node.inputs:
-        return node.needs
+        return node.needs if len(node.needs) < 2 else tuple(dict.fromkeys(node.needs))
     found = dict.fromkeys(node.needs)
     for source in input_sources(node):
         found[source] = None
@@ -86,21 +95,51 @@ def compile_plan(workflow: Workflow, revision: int = 1, estimates: Mapping[NodeI
     """The plan of a workflow that `check` found nothing wrong with. Linear in nodes and edges.
 
     `estimates` are durations in seconds that are known from elsewhere (past runs); they win over
-    the author's. Raises ValueError when a reference is unknown or the graph has a cycle.
+    the author's. Raises ValueError when a reference is unknown, CycleFound when the graph
+    has a cycle.
     """
     ids = tuple(workflow.nodes)
     index = {name: i for i, name in enumerate(ids)}
-    nodes = tuple(workflow.nodes.values())
+    return _build(workflow, revision, ids, index, tuple(workflow.nodes.values()), frozenset(), estimates or {})
+
+
+def revise_plan(base: Plan, workflow: Workflow, revision: int) -> Plan:
+    """The plan of the next revision of a run: a node keeps its number for ever, new ones come last.
+
+    Nodes of `base` that `workflow` no longer has stay as `removed`, as they were, without edges.
+    Raises ValueError as `compile_plan` does. Linear in nodes and edges.
+    """
+    new = [name for name in workflow.nodes if name not in base.index]
+    ids = (*base.ids, *new)
+    index = base.index
+    if new:
+        index = {**base.index, **{name: len(base.ids) + k for k, name in enumerate(new)}}
+    nodes = tuple([workflow.nodes.get(name) or base.nodes[i] for i, name in enumerate(ids)])
+    removed = frozenset(i for i, name in enumerate(ids) if name not in workflow.nodes)
+    return _build(workflow, revision, ids, index, nodes, removed, {})
+
+
+def _build(
+    workflow: Workflow,
+    revision: int,
+    ids: tuple[NodeId, ...],
+    index: Mapping[NodeId, int],
+    nodes: tuple[Node, ...],
+    removed: frozenset[int],
+    known: Mapping[NodeId, float],
+) -> Plan:
     try:
-        needs = [tuple([index[n] for n in all_needs(node)]) for node in nodes]
+        needs = [() if i in removed else tuple([index[n] for n in all_needs(node)]) for i, node in enumerate(nodes)]
     except KeyError as error:
         raise ValueError(f"unknown node {error.args[0]!r}: check the workflow first") from None
     dependents: list[list[int]] = [[] for _ in ids]
     for i, wanted in enumerate(needs):
         for n in wanted:
             dependents[n].append(i)
-    wave, order = _waves(needs)
-    known = estimates or {}
+    try:
+        wave, order = _waves(needs)
+    except CycleError as error:
+        raise CycleFound([ids[i] for i in error.args[1]]) from None
     rank = [0.0] * len(ids)
     for i in reversed(order):
         own = known.get(ids[i]) or nodes[i].estimate_s or 1.0
@@ -116,18 +155,16 @@ def compile_plan(workflow: Workflow, revision: int = 1, estimates: Mapping[NodeI
         wave=wave,
         rank=rank,
         depth=max(wave, default=0),
+        removed=removed,
     )
 
 
 def _waves(needs: list[tuple[int, ...]]) -> tuple[list[int], list[int]]:
-    """Wave of each node from 1, and one topological order. Raises ValueError on a cycle."""
+    """Wave of each node from 1, and one topological order. Raises CycleError."""
     sorter: TopologicalSorter[int] = TopologicalSorter()
     for i, wanted in enumerate(needs):
         sorter.add(i, *wanted)
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        raise ValueError(f"cycle: {error.args[1]}") from None
+    sorter.prepare()
     wave = [0] * len(needs)
     order: list[int] = []
     number = 0
@@ -180,11 +217,9 @@ def check(workflow: Workflow) -> list[Fault]:
     for name, param in workflow.params.items():
         faults.extend(_check_param(name, param))
     for node in workflow.nodes.values():
-        _check_needs(workflow, node, faults)
-        if node.inputs or node.env or node.condition or node.cwd or node.secrets or node.resources:
-            _check_node(workflow, node, faults)
-        if node.run:
-            _check_run(workflow, node, faults)
+        check_node(workflow, node, faults)
+    for node in workflow.templates.values():
+        check_template(workflow, node, faults)
     for name, text in workflow.outputs.items():
         _check_text(workflow, None, text, ("outputs", name), _RESULT, faults, bare=is_bare(text))
     if not any(f.code in ("unknown-node", "self-need") for f in faults):
@@ -192,6 +227,57 @@ def check(workflow: Workflow) -> list[Fault]:
     if not any(f.severity == "error" for f in faults):
         faults.extend(_check_status_reads(workflow))
     return faults
+
+
+def check_node(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
+    """Add what is wrong with the references and expressions of one node; cycles aside."""
+    _check_needs(workflow, node, faults)
+    if node.inputs or node.env or node.condition or node.cwd or node.secrets or node.resources:
+        _check_node(workflow, node, faults)
+    if node.run:
+        _check_run(workflow, node, faults)
+    if node.review is not None:
+        path = ("nodes", node.id, "review", "message")
+        _check_text(workflow, node, node.review.message, path, _TEXT, faults)
+    if node.on_failure is not None:
+        _check_on_failure(workflow, node, node.on_failure, faults)
+
+
+def check_template(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
+    """Add what is wrong with a template; as it stands for a node, its faults lie below `templates`."""
+    found: list[Fault] = []
+    check_node(workflow, node, found)
+    faults.extend(f._replace(path=("templates", *f.path[1:])) for f in found)
+
+
+def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults: list[Fault]) -> None:
+    if wanted.fallback and wanted.fallback not in workflow.templates:
+        message = f"there is no template `{wanted.fallback}`"
+        hint = near(wanted.fallback, workflow.templates) or f"declare it at the top: templates: {{{wanted.fallback}: …}}"
+        faults.append(Fault(("nodes", node.id, "on_failure", "fallback"), "unknown-template", message, hint))
+        return
+    stand_in = workflow.templates[wanted.fallback] if wanted.fallback else wanted.fallback_node
+    if stand_in is None or not (stand_in.outputs or stand_in.output_schema is not None):
+        return
+    used = _outputs_used(workflow, node.id)
+    for name in sorted(used - stand_in.outputs.keys()):
+        message = f"the fallback of `{node.id}` does not give its output `{name}`, which others read"
+        hint = f"declare it there: outputs: {{{name}: …}}"
+        faults.append(Fault(("nodes", node.id, "on_failure", "fallback"), "contract", message, hint))
+
+
+def _outputs_used(workflow: Workflow, name: NodeId) -> set[str]:
+    """The outputs of a node that inputs of other nodes read."""
+    used: set[str] = set()
+    for node in workflow.nodes.values():
+        for item in node.inputs.values():
+            if item.expression.startswith("nodes"):
+                try:
+                    refs = ex.references(ex.parse(item.expression))
+                except ex.ExpressionError:
+                    continue
+                used |= {r.path[2] for r in refs if r.path[:2] == ("nodes", name) and len(r.path) > 2}
+    return used - {"status"}
 
 
 def is_bare(text: str) -> bool:
@@ -296,7 +382,8 @@ def _shell_fault(node: Node, path: tuple[str, ...]) -> Fault:
         path,
         "expression-in-shell",
         "an expression inside a shell string could run as code (script injection)",
-        f'pass it by the environment: env: {{{variable}: "${{{{ {inside} }}}}"}} and write "${variable}" in the command',
+        f'pass it by the environment: env: {{{variable}: "${{{{ {inside} }}}}"}}'
+        f' and write "${variable}" in the command',
         offset=start,
         length=(end + 2 - start) if end > 0 else 3,
     )
@@ -357,6 +444,8 @@ def _reference_fault(
         known = ", ".join(sorted(place.contexts))
         return f"`{root}` can't be read here", f"here you can read {known}"
     if len(path) == 1:
+        if root == "nodes":
+            return "`nodes` can't be read without the id of a node as it is written", "write nodes.ID.status"
         return None
     name = path[1]
     if root == "params" and name not in workflow.params:
@@ -421,7 +510,7 @@ def _cycle_fault(node: Node, need: NodeId, cycle: list[NodeId]) -> Fault:
 
 def _check_status_reads(workflow: Workflow) -> Iterator[Fault]:
     """`if` may read the status only of nodes that are settled by then: of ancestors."""
-    readers = [n for n in workflow.nodes.values() if "nodes." in n.condition or "nodes[" in n.condition]
+    readers = [n for n in workflow.nodes.values() if "nodes" in n.condition]
     if not readers:
         return
     plan = compile_plan(workflow)

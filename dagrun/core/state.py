@@ -16,19 +16,27 @@ Transitions of a node:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import TypeAlias
 
 from dagrun.core.event import (
     AttemptFinished,
     EngineAttached,
+    EscalationFailed,
     Event,
     NodeAdopted,
     NodeCancelled,
     NodeSkipped,
     NodeSpawned,
     NodeStarted,
+    PatchAdmitted,
+    PatchProposed,
+    PatchRefused,
+    ProposalDecided,
+    ReviewDecided,
+    ReviewRequested,
+    RevisionAdopted,
     RunCreated,
     RunEnded,
     StopRequested,
@@ -36,8 +44,9 @@ from dagrun.core.event import (
     event_type,
 )
 from dagrun.core.names import LOST_BUDGET, SETTLED, Json, NodeId, Outcome, RunStatus, Schedule, Status
-from dagrun.core.plan import Plan
+from dagrun.core.plan import Plan, revise_plan
 from dagrun.core.retry import retry_delay_s
+from dagrun.core.workflow import Limits, node_from_json
 
 Signature: TypeAlias = tuple[tuple[str, float], ...]  # what a node reserves, sorted by name
 
@@ -84,6 +93,16 @@ class RunState:
     adopted: dict[int, str] = field(default_factory=dict)
     tries_base: dict[int, int] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
+    removed: dict[int, int] = field(default_factory=dict)  # number -> revision that took it out
+    stand_ins: dict[int, int] = field(default_factory=dict)  # superseded node -> its fallback
+    stands_in: dict[int, int] = field(default_factory=dict)  # fallback -> the node it stands in for
+    cancelling: dict[int, Status] = field(default_factory=dict)  # running, by a patch -> what it becomes
+    escalating: dict[int, int] = field(default_factory=dict)  # failed, not settled -> next on_failure step
+    reviews: dict[int, ReviewRequested] = field(default_factory=dict)  # what waits for a human
+    proposals: dict[int, PatchProposed] = field(default_factory=dict)  # undecided ones, by number
+    revisions: list[PatchAdmitted] = field(default_factory=list)
+    adopted_revision: int = 1
+    proposed: int = 0  # proposals so far
     running: dict[int, Attempt] = field(default_factory=dict)
     ready: dict[Signature, list[tuple[float, int]]] = field(default_factory=dict)
     doomed: dict[int, None] = field(default_factory=dict)  # to be skipped, in order
@@ -138,7 +157,8 @@ def succeeded(state: RunState, i: int) -> bool:
         return True
     if status is Status.FAILED:
         return state.plan.nodes[i].continue_on_error
-    return status is Status.SKIPPED and state.skips.get(i) == "selection"
+    # what a selection or a patch leaves out satisfies those that wait for it
+    return status is Status.SKIPPED and state.skips.get(i) in ("selection", "patch")
 
 
 def signature(resources: Mapping[str, float]) -> Signature:
@@ -152,6 +172,8 @@ def _rebuild(state: RunState) -> None:
     n = len(plan.ids)
     statuses = state.node_status
     is_settled = [s in SETTLED for s in statuses]
+    for i in state.removed:
+        is_settled[i] = True
     state.unmet = [sum(not is_settled[d] for d in wanted) for wanted in plan.needs]
     state.broken = bytearray(n)
     state.tainted = bytearray(n)
@@ -167,18 +189,21 @@ def _rebuild(state: RunState) -> None:
                 state.tainted[i] = 1
         if not is_settled[i]:
             state.wave_left[plan.wave[i]] += 1
-        if statuses[i] is Status.FAILED and not plan.nodes[i].continue_on_error:
+        if statuses[i] is Status.FAILED and i not in state.removed and not plan.nodes[i].continue_on_error:
             state.failures += 1
     state.settled = sum(is_settled)
     state.wave = n + 1 if state.schedule is Schedule.READY else _lowest_wave(state, 1)
     for i in range(n):
         if statuses[i] is Status.READY:
             statuses[i] = Status.PENDING
-        state.counts[statuses[i]] += 1
+        if i not in state.removed:
+            state.counts[statuses[i]] += 1
     for i in range(n):
+        if i in state.removed:
+            continue
         if statuses[i] is Status.PENDING and not state.unmet[i]:
             _needs_met(state, i)
-        elif statuses[i] is Status.RETRYING:
+        elif statuses[i] is Status.RETRYING and i not in state.escalating:
             heappush(state.waking, (state.now_m + _delay(state, i), i))
 
 
@@ -284,8 +309,26 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:
             _settle(state, i, Status.COMPLETED)
         case EngineAttached():
             _attached(state, event)
+        case PatchAdmitted():
+            _patched(state, event)
+        case RevisionAdopted():
+            state.adopted_revision = event.revision
+        case EscalationFailed():
+            _escalation_failed(state, event)
+        case ReviewRequested():
+            _review_requested(state, event)
+        case ReviewDecided():
+            _review_decided(state, event)
+        case PatchProposed():
+            state.proposals[event.number] = event
+            state.proposed = event.number
+        case ProposalDecided():
+            state.proposals.pop(event.number, None)
+        case PatchRefused():
+            pass  # history only
         case StopRequested():
-            if state.stop is None or event.mode == "now":
+            # a cancel is not taken back by a signal that comes after it
+            if state.stop is None or (event.mode == "now" and state.stop.cause != "cancel"):
                 state.stop = event
         case RunEnded():
             _ended(state, event)
@@ -350,7 +393,10 @@ def _finished(state: RunState, event: AttemptFinished) -> None:
             state.used[name] -= amount
     attempt.outcome = event.outcome
     attempt.finish = event
-    if event.outcome is Outcome.COMPLETED:
+    if i in state.cancelling:
+        attempt.outcome = Outcome.CANCELLED  # a late result of what a patch ended is no result
+        _after_cancel(state, i, state.cancelling.pop(i))
+    elif event.outcome is Outcome.COMPLETED:
         if event.outputs:
             state.outputs[i] = event.outputs
         state.finished.append(i)
@@ -363,12 +409,13 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
     """Where a node goes after an attempt that did not complete."""
     node = state.plan.nodes[i]
     outcome = event.outcome
-    if outcome is Outcome.CANCELLED and state.stop is not None and state.stop.cause in INTERRUPTS:
+    interrupted = outcome is Outcome.CANCELLED and state.stop is not None and state.stop.cause in INTERRUPTS
+    if interrupted and node.idempotent:
         state.tries_base[i] = state.tries_base.get(i, 0) + 1
         _set(state, i, Status.PENDING)
         _needs_met(state, i)
         return
-    if outcome is Outcome.CANCELLED:
+    if outcome is Outcome.CANCELLED and not interrupted:
         state.reasons[i] = event.error
         _settle(state, i, Status.CANCELLED)
         return
@@ -386,8 +433,179 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
             heappush(state.waking, (state.now_m + delay, i))
             return
     state.reasons[i] = event.error
+    if node.on_failure is not None and node.on_failure.steps:
+        state.escalating[i] = 0
+        _set(state, i, Status.RETRYING)
+        return
     state.finished.append(i)
     _settle(state, i, Status.FAILED)
+
+
+def _after_cancel(state: RunState, i: int, becomes: Status) -> None:
+    """A running node that a patch ended: out of the graph, settled, or on to its next attempt."""
+    if i in state.removed:
+        state.node_status[i] = Status.CANCELLED
+    elif becomes is Status.PENDING:
+        state.tries_base[i] = len(state.attempts[i]) - state.lost.get(i, 0)
+        _set(state, i, Status.PENDING)
+        if not state.unmet[i]:
+            _needs_met(state, i)
+    else:
+        _settle(state, i, becomes)
+
+
+# ---------------------------------------------------------------- escalation and reviews
+
+
+def _escalation_failed(state: RunState, event: EscalationFailed) -> None:
+    i = state.plan.index[event.node]
+    if i not in state.escalating:
+        raise InvalidTransition(f"escalation.failed for node {event.node!r}; {story(state, i)}")
+    state.escalating[i] += 1
+    wanted = state.plan.nodes[i].on_failure
+    if wanted is None or state.escalating[i] >= len(wanted.steps):
+        del state.escalating[i]
+        state.finished.append(i)
+        _settle(state, i, Status.FAILED)
+
+
+def _review_requested(state: RunState, event: ReviewRequested) -> None:
+    i = _unsettled(state, event.node, event)
+    state.reviews[i] = event
+    if i not in state.escalating:
+        attempt = Attempt(event.attempt, state.now, state.now_m, state.plan.revision)
+        attempt.inputs_digest = event.inputs_digest
+        _add_attempt(state, i, attempt)
+    _set(state, i, Status.AWAITING_REVIEW)
+
+
+def _review_decided(state: RunState, event: ReviewDecided) -> None:
+    i = state.plan.index[event.node]
+    if i not in state.reviews:
+        raise InvalidTransition(f"review.decided for node {event.node!r}, which awaits none; {story(state, i)}")
+    asked = state.reviews.pop(i)
+    approved = event.decision == "approve" or (event.decision == "timed_out" and asked.on_timeout == "approve")
+    escalated = state.escalating.pop(i, None) is not None
+    outcome = Outcome.COMPLETED if approved else Outcome.REVIEW_TIMED_OUT if event.decision == "timed_out" else Outcome.REJECTED
+    text = event.comment or f"{event.decision}{f' by {event.by}' if event.by else ''}"
+    if not escalated:
+        attempt = state.attempts[i][-1]
+        attempt.outcome = outcome
+        attempt.finish = AttemptFinished(
+            node=event.node,
+            attempt=attempt.number,
+            outcome=outcome,
+            duration_ms=max(0, round((state.now - attempt.started_at) * 1000)),
+            error="" if approved else text,
+            summary=text,
+            outputs=event.outputs,
+        )
+    if event.decision == "skip":
+        state.skips[i], state.reasons[i] = "patch", text
+        _settle(state, i, Status.SKIPPED)
+        return
+    state.reasons[i] = "" if approved and not escalated else text
+    if approved and event.outputs:
+        state.outputs[i] = event.outputs
+    state.finished.append(i)
+    _settle(state, i, Status.COMPLETED if approved else Status.FAILED)
+
+
+# ---------------------------------------------------------------- patches
+
+
+def _patched(state: RunState, event: PatchAdmitted) -> None:
+    """The plan becomes the next revision, whole: nodes, then statuses, then every queue anew."""
+    old = state.plan
+    if event.revision != old.revision + 1:
+        raise InvalidTransition(f"revision {event.revision} admitted on revision {old.revision}")
+    nodes = dict(old.workflow.nodes)
+    for name in event.removed:
+        nodes.pop(name, None)
+    for name, data in event.nodes.items():
+        assert isinstance(data, dict)
+        nodes[name] = node_from_json(data)
+    limits = Limits(**event.limits) if event.limits else old.workflow.limits  # type: ignore[arg-type]
+    plan = revise_plan(old, replace(old.workflow, nodes=nodes, limits=limits), event.revision)
+    state.plan = plan
+    state.revisions.append(event)
+    grown = len(plan.ids) - len(old.ids)
+    state.node_status.extend([Status.PENDING] * grown)
+    state.attempts.extend([_NO_ATTEMPTS] * grown)
+    _patch_statuses(state, event)
+    if event.reset or event.superseded:
+        _revive_skipped(state, event)
+    _rebuild(state)
+    if not state.failures:
+        _revive_cancelled(state)
+    if state.ended is not None:
+        state.ended = None
+        state.status = RunStatus.INTERRUPTED
+
+
+def _patch_statuses(state: RunState, event: PatchAdmitted) -> None:
+    index = state.plan.index
+    for name in event.removed:
+        state.removed[index[name]] = event.revision
+        _forget_waiting(state, index[name])
+    for name in event.nodes:
+        state.removed.pop(index[name], None)  # an undo revives a node under its id
+    becomes = {index[name]: Status.SKIPPED for name in event.skipped}
+    becomes |= {index[name]: Status.SUPERSEDED for name in event.superseded}
+    becomes |= {index[name]: Status.PENDING for name in event.reset}
+    for name in event.cancelled:
+        i = index[name]
+        if i in state.running:
+            state.cancelling[i] = becomes.pop(i, Status.PENDING)
+    for name, text in event.skipped.items():
+        state.skips[index[name]], state.reasons[index[name]] = "patch", text
+    for name, new in event.superseded.items():
+        state.stand_ins[index[name]] = index[new]
+        state.stands_in[index[new]] = index[name]
+    for i, status in becomes.items():
+        _forget_waiting(state, i)
+        state.node_status[i] = status
+        if status is Status.PENDING:
+            _forget_result(state, i)
+
+
+def _forget_waiting(state: RunState, i: int) -> None:
+    """What was decided now needs no human and no further step."""
+    state.escalating.pop(i, None)
+    state.reviews.pop(i, None)
+
+
+def _forget_result(state: RunState, i: int) -> None:
+    """A node that runs again: its outputs, reasons and tries count no more, its attempts stay."""
+    state.outputs.pop(i, None)
+    state.adopted.pop(i, None)
+    state.reasons.pop(i, None)
+    state.skips.pop(i, None)
+    state.tries_base[i] = len(state.attempts[i]) - state.lost.pop(i, 0)
+
+
+def _revive_skipped(state: RunState, event: PatchAdmitted) -> None:
+    """Bring back what was skipped because of a node that now runs again or has a stand-in."""
+    plan = state.plan
+    below: set[int] = set()
+    for name in (*event.reset, *event.superseded, *event.superseded.values()):
+        below |= plan.downstream(plan.index[name])
+    for i in sorted(below, key=plan.wave.__getitem__):
+        if state.node_status[i] is not Status.SKIPPED or state.skips.get(i) in ("patch", "selection"):
+            continue
+        if all(state.node_status[d] not in SETTLED or succeeded(state, d) for d in plan.needs[i]):
+            state.node_status[i] = Status.PENDING
+            _forget_result(state, i)
+
+
+def _revive_cancelled(state: RunState) -> None:
+    """With the failure mended, what `fail_fast` gave up has its chance again."""
+    found = [i for i, s in enumerate(state.node_status) if s is Status.CANCELLED and i not in state.removed]
+    for i in found:
+        state.node_status[i] = Status.PENDING
+        _forget_result(state, i)
+    if found:
+        _rebuild(state)
 
 
 def _attached(state: RunState, event: EngineAttached) -> None:
@@ -406,9 +624,15 @@ def _attached(state: RunState, event: EngineAttached) -> None:
                 state.node_status[i] = Status.PENDING
                 state.reasons.pop(i, None)
                 state.skips.pop(i, None)
-                state.tries_base[i] = len(state.attempts[i]) - state.lost.pop(i, 0)
+                state.lost.pop(i, None)
+                state.tries_base[i] = len(state.attempts[i])
     if not first or event.revive:
         _rebuild(state)
+
+
+def outstanding(state: RunState) -> list[int]:
+    """Nodes whose failure waits for the next step of their `on_failure`."""
+    return [i for i in state.escalating if state.node_status[i] is Status.RETRYING]
 
 
 def _ended(state: RunState, event: RunEnded) -> None:
@@ -418,8 +642,8 @@ def _ended(state: RunState, event: RunEnded) -> None:
     if event.status is RunStatus.CANCELLED:
         for i, status in enumerate(state.node_status):
             if status not in SETTLED:
-                _set(state, i, Status.CANCELLED)
-                state.settled += 1
+                state.node_status[i] = Status.CANCELLED
+        _rebuild(state)
 
 
 def heap_top(state: RunState, heap: list[tuple[float, int]]) -> int | None:
@@ -440,6 +664,7 @@ __all__ = [
     "evolve",
     "heap_top",
     "new_state",
+    "outstanding",
     "signature",
     "story",
     "succeeded",

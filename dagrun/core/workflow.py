@@ -99,10 +99,46 @@ NO_RETRY = Retry(max_attempts=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """A human gate: the question, and what no answer within `timeout_s` means (None: wait for ever)."""
+
+    message: str = ""
+    timeout_s: float | None = None
+    on_timeout: Literal["reject", "approve"] = "reject"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnFailure:
+    """What is tried, in this order, once the retries of a node are spent.
+
+    `fallback` names a template, `fallback_node` is an inline one; `replan` is the name of a patch
+    file and `replan_patch` the document in it; `review` asks a human.
+    """
+
+    fallback: NodeId = ""
+    fallback_node: Node | None = None
+    replan: str = ""
+    replan_patch: Json = None
+    review: Review | None = None
+
+    @property
+    def steps(self) -> tuple[Literal["fallback", "replan", "review"], ...]:
+        """The steps that are declared, in the order in which they are tried."""
+        found: list[Literal["fallback", "replan", "review"]] = []
+        if self.fallback or self.fallback_node is not None:
+            found.append("fallback")
+        if self.replan:
+            found.append("replan")
+        if self.review is not None:
+            found.append("review")
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A unit of work. `needs` is order as written; data comes by `inputs` (which imply order).
 
-    `run` is a string (through the shell where its text needs one) or an argv tuple (never a
+    Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its text needs one) or an argv tuple (never a
     shell). `timeout_s` bounds one attempt, `grace_s` is the time between SIGTERM and SIGKILL.
     `resources` are reservations by name: `cpu` in cores, `memory` in bytes, any other in units;
     `output_bytes` caps what an attempt may write to stdout and stderr together. `estimate_s` is
@@ -132,15 +168,31 @@ class Node:
     resources: Mapping[str, float] = field(default_factory=dict)
     output_bytes: int = 256 * 1024 * 1024
     estimate_s: float = 0.0
+    review: Review | None = None
+    on_failure: OnFailure | None = None
+
+    @property
+    def kind(self) -> Literal["run", "review"]:
+        """What does the work: a command or a human."""
+        return "run" if self.review is None else "review"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Ceilings of a run: nodes at a time (None: by processors), seconds, resources by name."""
+    """Ceilings of a run: nodes at a time (None: by processors), seconds, resources by name.
+
+    `revisions` counts patches that nodes made, `fallback_chain` how often a fallback may fail over
+    again, `growth` and `growth_nodes` what patches of nodes may add (percent of the nodes at the
+    start, or that many nodes, whichever is more).
+    """
 
     parallel: int | None = None
     timeout_s: float | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    revisions: int = 3
+    fallback_chain: int = 2
+    growth: int = 150
+    growth_nodes: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +218,7 @@ class Workflow:
     fail_fast: bool = False
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[NodeId, Node] = field(default_factory=dict)
     file: str = ""
     digest: str = ""
 
@@ -199,8 +252,7 @@ def _defaults(cls: type) -> dict[str, object]:
     """Field name → default of a dataclass; a sentinel that equals nothing where there is none."""
     if cls not in _DEFAULTS:
         _DEFAULTS[cls] = {
-            f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
-            for f in fields(cls)
+            f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(cls)
         }
     return _DEFAULTS[cls]
 
@@ -224,7 +276,7 @@ def node_from_json(data: Mapping[str, Json]) -> Node:
     return Node(**kw)  # type: ignore[arg-type]
 
 
-_NODE_SPECIAL = frozenset({"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry"})
+_NODE_SPECIAL = frozenset({"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry", "review", "on_failure"})
 
 
 def _unpack(key: str, value: Json) -> Json:
@@ -234,10 +286,15 @@ def _unpack(key: str, value: Json) -> Json:
         made = tuple(cast("list[str]", value)) if isinstance(value, list) else value
     elif key == "retry":
         made = _retry(cast("dict[str, Json]", value))
+    elif key == "review":
+        made = Review(**cast("dict[str, Json]", value))  # type: ignore[arg-type]
+    elif key == "on_failure":
+        made = _on_failure(cast("dict[str, Json]", value))
     elif isinstance(value, list):
         made = tuple(value)
     elif key in _NESTED:
-        made = {name: _nested(_NESTED[key], cast("dict[str, Json]", item)) for name, item in cast("dict[str, Json]", value).items()}
+        items = cast("dict[str, dict[str, Json]]", value)
+        made = {name: _nested(_NESTED[key], item) for name, item in items.items()}
     return cast(Json, made)
 
 
@@ -253,11 +310,26 @@ def _retry(data: dict[str, Json]) -> Retry:
     return Retry(**kw)  # type: ignore[arg-type]
 
 
+def _on_failure(data: dict[str, Json]) -> OnFailure:
+    kw: dict[str, object] = dict(data)
+    if "fallback_node" in data:
+        kw["fallback_node"] = node_from_json(cast("dict[str, Json]", data["fallback_node"]))
+    if "review" in data:
+        kw["review"] = Review(**cast("dict[str, Json]", data["review"]))  # type: ignore[arg-type]
+    return OnFailure(**kw)  # type: ignore[arg-type]
+
+
 def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
     """The workflow that `workflow_to_json` made `data` from."""
     kw: dict[str, Json] = dict(data)
-    nodes = {i: node_from_json(cast("dict[str, Json]", n)) for i, n in cast("dict[str, Json]", kw.pop("nodes")).items()}
+    nodes = _nodes(kw.pop("nodes"))
+    templates = _nodes(kw.pop("templates", {}))
     limits = Limits(**cast("dict[str, Json]", kw.pop("limits", {})))  # type: ignore[arg-type]
     schedule = Schedule(str(kw.pop("schedule", Schedule.WAVES)))
-    rest = {key: _unpack(key, value) if key in _NESTED else value for key, value in kw.items()}
-    return Workflow(nodes=nodes, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
+    # the `outputs` of a workflow are plain text, those of a node are not
+    rest = {key: _unpack(key, value) if key in ("params", "secrets") else value for key, value in kw.items()}
+    return Workflow(nodes=nodes, templates=templates, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
+
+
+def _nodes(data: Json) -> dict[NodeId, Node]:
+    return {name: node_from_json(cast("dict[str, Json]", n)) for name, n in cast("dict[str, Json]", data).items()}

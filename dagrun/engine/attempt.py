@@ -10,15 +10,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from json import dumps
-from time import monotonic
+from time import monotonic, time
 
 from dagrun.core import expression as ex
-from dagrun.core.event import AttemptFinished, NodeSkipped
+from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
 from dagrun.core.mask import Masker
 from dagrun.core.names import Json, NodeId, Outcome, Status
 from dagrun.core.plan import input_sources
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Node, Output
+from dagrun.core.workflow import Node, Output, Review
 from dagrun.engine.secrets import masker
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.command import command_argv
@@ -97,7 +97,7 @@ class Workbench:
 # ---------------------------------------------------------------- from the effect to a command
 
 
-def prepare(bench: Workbench, state: RunState, i: int) -> Command | AttemptFinished | NodeSkipped:
+def prepare(bench: Workbench, state: RunState, i: int) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
     """What to spawn for the next attempt of node `i`; or its end, when it can't or need not start."""
     node = state.plan.nodes[i]
     number = len(state.attempts[i]) + 1
@@ -119,7 +119,9 @@ def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | N
     return AttemptFinished(node=node, attempt=number, outcome=outcome, error=f"{outcome} injected by --fail")
 
 
-def _prepare(bench: Workbench, state: RunState, i: int, node: Node, number: int) -> Command | NodeSkipped:
+def _prepare(
+    bench: Workbench, state: RunState, i: int, node: Node, number: int
+) -> Command | NodeSkipped | ReviewRequested:
     env = bench.base(node).copy()
     attempt_id = f"{bench.run_id}/{node.id}/{number}"
     output_path = f"{bench.exchange}/{node.id}.{number}.out"
@@ -127,10 +129,11 @@ def _prepare(bench: Workbench, state: RunState, i: int, node: Node, number: int)
     env["DAGRUN_ATTEMPT"] = str(number)
     env["DAGRUN_ATTEMPT_ID"] = attempt_id
     env["DAGRUN_OUTPUT"] = output_path
+    env["DAGRUN_PATCH"] = f"{bench.exchange}/{node.id}.{number}.patch"
     env["DAGRUN_IDEMPOTENCY_KEY"] = f"{bench.key}-{node.id}"
     run = node.run
     plain = isinstance(run, str) or not any("${{" in word for word in run)
-    if plain and not (node.inputs or node.env or node.condition or node.cwd):
+    if plain and not (node.review or node.inputs or node.env or node.condition or node.cwd):
         return Command(command_argv(run, node.shell), env, script=_script(run), output_path=output_path)
     scope = ex.Scope(params=bench.params, env=env, run=run_context(bench), hash_files=_hasher(bench.project))
     inputs = resolve_inputs(bench, state, node, scope)
@@ -140,6 +143,8 @@ def _prepare(bench: Workbench, state: RunState, i: int, node: Node, number: int)
         skip = _condition(state, i, node, replace(scope, env={**env, **rendered}))
         if skip is not None:
             return skip
+    if node.review is not None:
+        return _question(bench, node, node.review, number, scope)
     command = Command(_argv(node, scope), env, script=_script(run), output_path=output_path)
     if node.inputs:
         _pass_inputs(bench, command, node, number, inputs)
@@ -147,6 +152,18 @@ def _prepare(bench: Workbench, state: RunState, i: int, node: Node, number: int)
     if node.cwd:
         command.cwd = os.path.join(bench.project, ex.render_text(ex.parse_template(node.cwd), scope))
     return command
+
+
+def _question(bench: Workbench, node: Node, review: Review, number: int, scope: ex.Scope) -> ReviewRequested:
+    """What a review node asks, with its inputs rendered in."""
+    message = ex.render_text(ex.parse_template(review.message), scope)
+    return ReviewRequested(
+        node=node.id,
+        attempt=number,
+        message=bench.mask.text(message),
+        deadline=time() + review.timeout_s if review.timeout_s is not None else 0.0,
+        on_timeout=review.on_timeout,
+    )
 
 
 def _script(run: str | tuple[str, ...]) -> str:

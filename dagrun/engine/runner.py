@@ -18,12 +18,15 @@ from heapq import heapify, heappop, heappush
 from time import monotonic, time
 from typing import Literal, NoReturn, TypeAlias
 
-from dagrun.core.decide import Append, Cancel, Effect, Finish, Room, Start, Stuck, decide, next_wake
+from dagrun.core.decide import Append, Cancel, Effect, Escalate, Finish, Room, Start, Stuck, decide, next_wake
 from dagrun.core.event import (
     AttemptFinished,
     Event,
     NodeSpawned,
     NodeStarted,
+    PatchAdmitted,
+    ReviewDecided,
+    ReviewRequested,
     RunEnded,
     StopCause,
     StopRequested,
@@ -31,23 +34,25 @@ from dagrun.core.event import (
     decode,
     encode,
 )
-from dagrun.core.names import Outcome, RunStatus, format_duration
+from dagrun.core.names import NodeId, Outcome, RunStatus, format_duration
 from dagrun.core.state import RunState, evolve
 from dagrun.engine.attempt import Command, Ending, Running, Workbench, conclude, prepare
 from dagrun.engine.observer import Observer
 from dagrun.engine.outputs import workflow_outputs
+from dagrun.engine.replanning import escalate, patch_from_node, read_patch_file
 from dagrun.errors import BugError, EnvironmentFault, JournalError
 from dagrun.sandbox.base import Child, SpawnBusy, SpawnFailed
 from dagrun.sandbox.logpool import LogPool, Slot
 from dagrun.sandbox.plain import Plain
 from dagrun.sandbox.watchdog import EngineSide, kill_everything
 from dagrun.store.disk import DiskFull
+from dagrun.store.exchange import OutputError
 from dagrun.store.fault import ARMED, fault
 from dagrun.store.journal import Journal
 from dagrun.store.rundir import RunDir
 from dagrun.store.sync import Notice, Syncer
 
-Timer: TypeAlias = Literal["timeout", "kill", "run_timeout", "drained", "spawn", "size"]
+Timer: TypeAlias = Literal["timeout", "kill", "run_timeout", "drained", "spawn", "size", "review"]
 
 ToSpawn: TypeAlias = tuple[int, Command, Slot | None, str]
 
@@ -99,6 +104,7 @@ class Runner:
         self.waiting: list[tuple[int, Command]] = []  # journaled as started, the machine is short
         self.unspawned: deque[tuple[int, Child, int]] = deque()  # spawned, pid not journaled yet
         self.facts: list[Event] = []  # to be folded in the next turn
+        self.patches: list[tuple[NodeId, bytes]] = []  # written by nodes, not judged yet
         self.timers: list[tuple[float, int, Timer, int, int]] = []
         self.timer_count = 0
         self.last_turn = monotonic()
@@ -122,6 +128,9 @@ class Runner:
         limit = self.state.plan.workflow.limits.timeout_s
         if limit is not None:
             self._timer(limit, "run_timeout", -1)
+        for i, asked in self.state.reviews.items():
+            if asked.deadline:
+                self._timer(asked.deadline - time(), "review", i)
         self.observer.attached(self.state, self.tail)
         try:
             while self.ended is None:
@@ -153,6 +162,10 @@ class Runner:
         try:
             for fact in facts:
                 self._fold(fact, events)
+            patches, self.patches = self.patches, []
+            for name, data in patches:
+                for event in patch_from_node(self.state, name, data):
+                    self._fold(event, events)
             if self.side.fileno() in ready:
                 self._signals(events)
             self._note_pids(now, events)
@@ -192,6 +205,9 @@ class Runner:
                 self._fold(event, events)
             case Cancel(i, reason):
                 self._cancel(i, reason, events)
+            case Escalate(i, step):
+                for event in escalate(self.bench, self.state, i, step):
+                    self._fold(event, events)
             case Finish():
                 return effect
             case Stuck(story):
@@ -234,6 +250,18 @@ class Runner:
     def _fold(self, event: Event, events: list[Event]) -> None:
         evolve(self.state, event, time(), monotonic())
         events.append(event)
+        self._folded(event)
+
+    def _folded(self, event: Event) -> None:
+        """What the engine itself keeps beside the state has to follow it."""
+        match event:
+            case ReviewRequested() if event.deadline:
+                self._timer(event.deadline - time(), "review", self.state.plan.index[event.node])
+            case PatchAdmitted() if event.limits:
+                limits = self.state.plan.workflow.limits
+                self.room = Room(limits.parallel or self.room.parallel, {**self.room.resources, **limits.resources})
+            case _:
+                pass
 
     def _begin(self) -> bool:
         """Take the journal's lock and fold what other processes appended; whether there was anything."""
@@ -243,6 +271,7 @@ class Runner:
                 events = [decode(e) for e in record.events]
                 for event in events:
                     evolve(self.state, event, record.t, monotonic())
+                    self._folded(event)
                 self.observer.recorded(events, self.state)
         except BaseException:
             self.journal.end()
@@ -400,6 +429,17 @@ class Runner:
             text = f"left {swept.count} process{'es' if swept.count > 1 else ''} behind: {names}; killed"
             facts.append(Warned(text=self.bench.mask.text(text), node=node.id))
         facts.append(conclude(self.bench, self.logs, node, run, exit_, retire=retire))
+        self._collect_patch(node.id, run.command)
+
+    def _collect_patch(self, node: NodeId, command: Command) -> None:
+        """Remember what an attempt wrote to $DAGRUN_PATCH, to be judged under the lock."""
+        try:
+            data = read_patch_file(command.env["DAGRUN_PATCH"])
+        except OutputError as error:
+            self.facts.append(Warned(node=node, text=error.message))
+            return
+        if data is not None:
+            self.patches.append((node, data))
 
     def _cancel(self, i: int, reason: str, events: list[Event]) -> None:
         child = self.by_node.get(i)
@@ -473,6 +513,10 @@ class Runner:
                     self._spawn(i, command, *self._slot())
             case "size":
                 self._check_sizes()
+            case "review":
+                asked = self.state.reviews.get(node)
+                if asked is not None and asked.deadline and asked.deadline <= time() + 0.01:
+                    self._fold(ReviewDecided(node=asked.node, decision="timed_out", by="dagrun"), events)
             case "timeout" | "kill":
                 child = self.by_node.get(node)
                 if child is not None and self.children[child.pidfd][1].number == number:

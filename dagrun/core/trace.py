@@ -1,0 +1,363 @@
+"""What happened, for readers: the state of a run as trace entries, totals and its real critical path.
+
+An entry begins with the eleven fields of the seed [dag-runtime], in their order and by their
+names; ours follow. Everything here is derived: nothing is kept that the journal doesn't hold.
+Durations are monotonic (`duration_ms`); wall time only says when something began.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from json import JSONEncoder
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+
+from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus, Schedule, Status, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dagrun.core.event import AttemptFinished
+    from dagrun.core.state import Attempt, RunState
+    from dagrun.core.workflow import Node
+
+TRACE_VERSION = 1
+
+_canonical = JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
+_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE"} | {
+    9: "SIGKILL", 11: "SIGSEGV", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ", 31: "SIGSYS"
+}  # fmt: skip
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class TraceAttempt:
+    """One try of a node. `outcome` is None while it runs; `started_at` is ISO 8601 in UTC."""
+
+    number: int
+    outcome: Outcome | None
+    started_at: str
+    duration_ms: int
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str = ""
+    limit: str = ""
+    max_rss_bytes: int | None = None
+    cpu_ms: int | None = None
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class TraceEntry:
+    """All that is known of one node of a run.
+
+    `duration_ms` is the time worked: the sum of its attempts, without the delays between them.
+    `retries` are attempts after the first. `error` says why the last attempt of a node that did
+    not complete ended so, `reason` why a node was skipped, cancelled or adopted. Digests are
+    sha256, empty when there is nothing. Texts are as the node wrote them: not safe for a screen.
+    """
+
+    node_id: NodeId
+    wave: int
+    status: Status
+    model: str | None = None
+    skills_used: tuple[str, ...] = ()
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    duration_ms: int = 0
+    retries: int = 0
+    output_summary: str = ""
+    run_id: RunId = ""
+    revision: int = 1
+    kind: str = "run"
+    isolation: str = "process"
+    attempts: tuple[TraceAttempt, ...] = ()
+    reserved_usd: float = 0.0
+    error: str = ""
+    reason: str = ""
+    inputs_digest: str = ""
+    outputs_digest: str = ""
+    removed_in: int | None = None
+    title: str = ""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+
+
+_ENTRY_FIELDS = tuple(f.name for f in fields(TraceEntry))
+_ATTEMPT_FIELDS = tuple(f.name for f in fields(TraceAttempt))
+
+
+def trace_entries(state: RunState, wall_now: float | None = None) -> list[TraceEntry]:
+    """One entry for each node, by wave and within it in the order of the file. O(nodes + attempts).
+
+    `wall_now` is what a running attempt is measured to; without it, to the last record.
+    """
+    wave = state.plan.wave
+    return [trace_entry(state, i, wall_now) for i in sorted(range(len(wave)), key=wave.__getitem__)]
+
+
+def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> TraceEntry:
+    """The entry of node number `i`."""
+    node = state.plan.nodes[i]
+    status = state.node_status[i]
+    tried = state.attempts[i]
+    attempts = tuple([_attempt(a, state, node, wall_now) for a in tried])
+    last = tried[-1].finish if tried else None
+    outputs = state.outputs.get(i)
+    return TraceEntry(
+        node_id=node.id,
+        wave=state.plan.wave[i],
+        status=status,
+        duration_ms=sum([a.duration_ms for a in attempts]),
+        retries=max(0, len(attempts) - 1),
+        output_summary=last.summary if last else "",
+        run_id=state.created.run_id,
+        revision=tried[-1].revision if tried else state.plan.revision,
+        isolation=node.isolation,
+        attempts=attempts,
+        error=attempts[-1].error if attempts and status is not Status.COMPLETED else "",
+        reason=node_reason(state, i),
+        inputs_digest=tried[-1].inputs_digest if tried else "",
+        outputs_digest=sha256(_canonical(dict(outputs)).encode()).hexdigest() if outputs else "",
+        title=node.title,
+        stdout_bytes=last.stdout_bytes if last else 0,
+        stderr_bytes=last.stderr_bytes if last else 0,
+    )
+
+
+def node_reason(state: RunState, i: int) -> str:
+    """Why a node was skipped, cancelled or adopted, or an empty text."""
+    status = state.node_status[i]
+    if i in state.adopted:
+        return f"adopted from run {state.adopted[i]}"
+    text = state.reasons.get(i, "")
+    if status is Status.SKIPPED:
+        kind = state.skips.get(i, "")
+        return f"{kind}: {text}" if kind and text else kind or text
+    if status is Status.CANCELLED:
+        return text or "the run was cancelled"
+    return ""
+
+
+def _attempt(attempt: Attempt, state: RunState, node: Node, wall_now: float | None) -> TraceAttempt:
+    finish = attempt.finish
+    if finish is None:
+        ran_s = state.now_m - attempt.started_m if wall_now is None else wall_now - attempt.started_at
+        started_at = iso_utc(attempt.started_at)
+        return TraceAttempt(
+            number=attempt.number, outcome=None, started_at=started_at, duration_ms=max(0, round(ran_s * 1000))
+        )
+    return TraceAttempt(
+        number=attempt.number,
+        outcome=finish.outcome,
+        started_at=iso_utc(attempt.started_at),
+        duration_ms=finish.duration_ms,
+        exit_code=finish.exit_code,
+        signal=finish.signal,
+        error="" if finish.outcome is Outcome.COMPLETED else cause(finish, node),
+        limit=finish.limit,
+        max_rss_bytes=finish.max_rss_bytes,
+        cpu_ms=finish.cpu_ms,
+    )
+
+
+def cause(finish: AttemptFinished, node: Node) -> str:
+    """Why an attempt did not complete, in a few words; never empty."""
+    if finish.error:
+        return finish.error
+    outcome = finish.outcome
+    if outcome is Outcome.TIMED_OUT:
+        return f"timed out after {format_duration(node.timeout_s)}"
+    if outcome is Outcome.OVER_LIMIT:
+        return f"over its {finish.limit or 'resource'} limit"
+    if outcome is Outcome.LOST:
+        return "lost when dagrun was killed"
+    if finish.signal:
+        name = _SIGNALS.get(finish.signal)
+        return f"signal {finish.signal}" + (f" ({name})" if name else "")
+    if finish.exit_code:
+        return f"exit {finish.exit_code}"
+    return outcome.value.replace("_", " ")
+
+
+def entry_to_json(entry: TraceEntry) -> dict[str, Json]:
+    """The JSON form of an entry: the seed's eleven fields first."""
+    data = {name: getattr(entry, name) for name in _ENTRY_FIELDS}
+    data["skills_used"] = list(entry.skills_used)
+    data["attempts"] = [{name: getattr(a, name) for name in _ATTEMPT_FIELDS} for a in entry.attempts]
+    return cast("dict[str, Json]", data)
+
+
+def trace_to_json(state: RunState, wall_now: float | None = None, status: RunStatus | None = None) -> dict[str, Json]:
+    """The whole trace: `{version, run, entries}`.
+
+    `status` is given where the caller knows better than the journal (a crashed run).
+    """
+    created, ended = state.created, state.ended
+    run: dict[str, Json] = {
+        "run_id": created.run_id,
+        "workflow": created.workflow,
+        "file": created.file,
+        "status": status or state.status,
+        "exit_code": ended.exit_code if ended else None,
+        "reason": ended.reason if ended else "",
+        "revision": state.plan.revision,
+        "schedule": created.schedule,
+        "params": dict(created.params),
+        "created_at": iso_utc(state.created_at),
+        "ended_at": iso_utc(state.ended_at) if ended else None,
+        "duration_ms": run_duration_ms(state, wall_now),
+        "outputs": dict(ended.outputs) if ended else {},
+        "totals": totals(state),
+        "critical_path": [step.node_id for step in run_critical_path(state)],
+        "warnings": [w.text for w in state.warnings],
+        "version": created.version,
+    }
+    entries: list[Json] = [entry_to_json(e) for e in trace_entries(state, wall_now)]
+    return {"version": TRACE_VERSION, "run": run, "entries": entries}
+
+
+def run_duration_ms(state: RunState, wall_now: float | None = None) -> int:
+    """How long the run has gone on: monotonic for a run of one engine, else wall time since it was created."""
+    if state.ended is None and wall_now is not None:
+        seconds = wall_now - state.created_at
+    elif state.engines <= 1:
+        seconds = state.now_m - state.attached_m if state.engines else 0.0
+    else:
+        seconds = state.now - state.created_at
+    return max(0, round(seconds * 1000))
+
+
+def totals(state: RunState) -> dict[str, Json]:
+    """Sums over the run, as JSON. O(nodes).
+
+    `duration_ms` is the run's, `worked_ms` the sum over all attempts; statuses without a node are
+    left out of `by_status`.
+    """
+    attempts = [a for tried in state.attempts for a in tried]
+    started = sum(bool(tried) for tried in state.attempts)
+    by_status: dict[str, Json] = {s.value: n for s, n in state.counts.items() if n}
+    return {
+        "nodes": len(state.plan.ids),
+        "waves": state.plan.depth,
+        "by_status": by_status,
+        "duration_ms": run_duration_ms(state),
+        "worked_ms": sum(a.finish.duration_ms for a in attempts if a.finish),
+        "attempts": len(attempts),
+        "retries": len(attempts) - started,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "cost_usd": 0.0,
+    }
+
+
+# ---------------------------------------------------------------- the path that took the time
+
+Held: TypeAlias = Literal["start", "need", "wave", "slot"]
+
+
+class PathStep(NamedTuple):
+    """A node of the chain that took the time, in seconds since the run began.
+
+    `held_by` says what let it start: the end of a `need`, of the `wave` before it, of a node that
+    had its `slot` or resource, or the `start` of the run.
+    """
+
+    node: int
+    node_id: NodeId
+    start_s: float
+    end_s: float
+    held_by: Held
+
+
+_JUST_S = 0.01  # a need that ended this shortly before the latest end is what was waited for
+
+
+def run_critical_path(state: RunState) -> list[PathStep]:
+    """The chain of nodes that determined how long the run took so far, first to last.
+
+    Walks back from the node that ended last to what let it start: of all that had ended by then,
+    the last. O(n log n) in the nodes that ran.
+    """
+    begin, spans = node_spans(state)
+    order = sorted(spans, key=lambda i: spans[i][1])
+    if not order:
+        return []
+    ends = [spans[i][1] for i in order]
+    position = {i: k for k, i in enumerate(order)}
+    path: list[PathStep] = []
+    k = len(order) - 1
+    while k >= 0:
+        i = order[k]
+        start, end = spans[i]
+        latest = min(bisect_right(ends, start), k) - 1
+        before, held = _held_by(state, i, latest, order, ends, position)
+        path.append(PathStep(i, state.plan.ids[i], start - begin, end - begin, held))
+        k = before
+    path.reverse()
+    return path
+
+
+def _held_by(
+    state: RunState, i: int, latest: int, order: list[int], ends: list[float], position: Mapping[int, int]
+) -> tuple[int, Held]:
+    """(position of what `i` waited for or -1, how)."""
+    need = max([position[d] for d in state.plan.needs[i] if d in position], default=-1)
+    if need >= 0 and (latest < 0 or ends[need] >= ends[latest] - _JUST_S):
+        # a need can only look later than a start where clocks moved: the chain must still end
+        return (need, "need") if need < position[i] else (-1, "start")
+    if latest < 0:
+        return -1, "start"
+    wave = state.plan.wave
+    if state.schedule is Schedule.WAVES and wave[order[latest]] < wave[i]:
+        return latest, "wave"
+    return latest, "slot"
+
+
+def node_spans(state: RunState, wall_now: float | None = None) -> tuple[float, dict[int, tuple[float, float]]]:
+    """(time the run began, first start and last end of each node that ran), all on one clock in seconds.
+
+    The clock is the monotonic one for a run of one engine, else the wall's: another boot's
+    monotonic times mean nothing.
+    """
+    one = state.engines <= 1
+    now = state.now_m if one else state.now
+    if wall_now is not None and state.ended is None:
+        now += max(0.0, wall_now - state.now)
+    spans: dict[int, tuple[float, float]] = {}
+    for i, tried in enumerate(state.attempts):
+        if tried:
+            first, last = tried[0], tried[-1]
+            start = first.started_m if one else first.started_at
+            end = last.started_m if one else last.started_at
+            spans[i] = (start, end + last.finish.duration_ms / 1000 if last.finish else max(now, end))
+    begin = (state.attached_m if state.engines else state.now_m) if one else state.created_at
+    return begin, spans
+
+
+# ---------------------------------------------------------------- wall time as text
+
+
+def iso_utc(at: float) -> str:
+    """Seconds since 1970 as ISO 8601 in UTC with milliseconds, by arithmetic: the core knows no clock."""
+    ms = max(0, round(at * 1000))
+    days, ms = divmod(ms, 86_400_000)
+    year, month, day = _civil(days)
+    hours, ms = divmod(ms, 3_600_000)
+    minutes, ms = divmod(ms, 60_000)
+    seconds, ms = divmod(ms, 1000)
+    return f"{year:04d}-{month:02d}-{day:02d}T{hours:02d}:{minutes:02d}:{seconds:02d}.{ms:03d}Z"
+
+
+def _civil(days: int) -> tuple[int, int, int]:
+    """(year, month, day) of a day since 1970-01-01 in the Gregorian calendar.
+
+    Source: H. Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
+    """
+    days += 719_468
+    era, doe = divmod(days, 146_097)
+    yoe = (doe - doe // 1460 + doe // 36_524 - doe // 146_096) // 365
+    doy = doe - (365 * yoe + yoe // 4 - yoe // 100)
+    mp = (5 * doy + 2) // 153
+    month = mp + 3 if mp < 10 else mp - 9
+    return yoe + era * 400 + (month <= 2), month, doy - (153 * mp + 2) // 5 + 1
