@@ -1,0 +1,264 @@
+"""From the models to the core's types: defaults folded in, schema files read, short forms resolved.
+
+Pure but for the files that a workflow names; what is wrong with those comes back as problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from dagrun.core.names import Json, Outcome, Schedule, is_id
+from dagrun.core.workflow import NO_RETRY, Fault, Input, Limits, Node, Output, Param, Retry, Secret, Workflow
+from dagrun.flowfile import contracts, fields
+from dagrun.flowfile.schema import DefaultsFile, InputFile, NodeFile, OutputFile, ParamFile, RetryFile, WorkflowFile
+from dagrun.flowfile.source import Value
+
+Path = tuple[str | int, ...]
+
+
+class Documents(Protocol):
+    """Reads the files that a workflow names."""
+
+    def read(self, name: str, path: Path) -> Json:
+        """The JSON document in a file, or None after noting what is wrong with it."""
+
+
+class Converter:
+    """Turns one WorkflowFile into a Workflow; `faults` are what only shows then."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self.faults: list[Fault] = []
+
+    def workflow(self, made: WorkflowFile, name: str, file: str, digest: str) -> Workflow:
+        """The workflow of a file; `name` is for a file that gives none."""
+        written = made.model_fields_set
+        folded = _Defaults(made.defaults if "defaults" in written else None)
+        return Workflow(
+            name=made.name or name,
+            nodes={i: self._node(i, node, folded) for i, node in made.nodes.items()},
+            description=made.description,
+            params={n: self._param(n, p) for n, p in (made.params or {}).items()},
+            limits=_limits(made),
+            schedule=Schedule(made.schedule),
+            durability=made.durability,
+            fail_fast=made.fail_fast,
+            secrets={n: self._secret(n, s) for n, s in (made.secrets or {}).items()} if made.secrets else {},
+            outputs=made.outputs or {},
+            file=file,
+            digest=digest,
+        )
+
+    def _node(self, name: str, made: NodeFile, defaults: _Defaults) -> Node:
+        values = made.__dict__
+        written = made.__pydantic_fields_set__
+        kw: dict[str, Any] = dict(defaults.values)
+        for key in written:
+            if key in _SAME:
+                kw[_SAME[key]] = values[key]
+        if defaults.env and "env" in written:
+            kw["env"] = {**defaults.env, **values["env"]}
+        if defaults.pass_env and "pass_env" in written:
+            kw["pass_env"] = tuple(dict.fromkeys((*defaults.pass_env, *values["pass_env"])))
+        if "retry" in written:
+            kw["retry"] = defaults.retry(made.retry)
+        if "resources" in written:
+            resources = dict(made.resources)
+            if "output" in resources:
+                kw["output_bytes"] = int(resources.pop("output"))
+            kw["resources"] = resources
+        if "inputs" in written:
+            kw["inputs"] = {k: self._input(name, k, v) for k, v in made.inputs.items()}
+        if "outputs" in written or "output_schema" in written:
+            self._outputs(name, made, kw)
+        return Node(id=name, **kw)
+
+    def _input(self, node: str, name: str, made: InputFile) -> Input:
+        written = made.model_fields_set
+        path = ("nodes", node, "inputs", name)
+        if "from_" in written and "value" in written:
+            self.faults.append(
+                Fault(path, "bad-input", f"input `{name}` has both `from` and `value`", "keep one", on_key=True)
+            )
+        elif not written & {"from_", "value"}:
+            message = f"input `{name}` says neither `from` nor `value`"
+            hint = "write {from: nodes.ID.OUTPUT} or {value: …}"
+            self.faults.append(Fault(path, "bad-input", message, hint, on_key=True))
+        return Input(
+            expression=made.from_,
+            value=made.value,
+            optional=made.optional,
+            has_default="default" in written,
+            default=made.default,
+        )
+
+    def _outputs(self, node: str, made: NodeFile, kw: dict[str, Any]) -> None:
+        path = ("nodes", node)
+        outputs = {k: self._output((*path, "outputs", k), v) for k, v in (made.outputs or {}).items()}
+        if "output_schema" in made.model_fields_set:
+            schema = self._schema(made.output_schema, (*path, "output_schema"))
+            kw["output_schema"] = schema
+            for name in self._properties(schema, (*path, "output_schema")):
+                outputs.setdefault(name, Output())
+        kw["outputs"] = outputs
+
+    def _properties(self, schema: Json, path: Path) -> list[str]:
+        """The outputs that an `output_schema` declares."""
+        if schema is None:  # its file could not be read: that is said already
+            return []
+        if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+            message = "`output_schema` must describe an object: its properties are the outputs"
+            self.faults.append(Fault(path, "bad-schema", message, "write {type: object, properties: {…}}"))
+            return []
+        properties = schema.get("properties")
+        names = list(properties) if isinstance(properties, dict) else []
+        for name in names:
+            if name == "status":
+                message = "`status` is a reserved name: every node has it"
+                self.faults.append(Fault(path, "reserved", message, "take another name for this property"))
+            elif not is_id(name):
+                message = f"the property `{name}` of `output_schema` is no id, so no node can read it as an output"
+                self.faults.append(Fault(path, "bad-id", message, fields.id_rule(name), severity="warning"))
+        return [n for n in names if is_id(n) and n != "status"]
+
+    def _output(self, path: Path, made: OutputFile) -> Output:
+        source = made.from_
+        if source == "file" and not made.file:
+            self.faults.append(
+                Fault(path, "bad-output", "`from: file` needs the name of the `file`", "add file: NAME", on_key=True)
+            )
+        if made.file and source != "file":
+            hint = "write from: file" if "from_" not in made.model_fields_set else "remove it, or write from: file"
+            self.faults.append(
+                Fault((*path, "file"), "bad-output", f"`file` has no meaning with `from: {source}`", hint, on_key=True)
+            )
+        if made.path and source == "stdout":
+            hint = "write from: json to read stdout as JSON"
+            self.faults.append(
+                Fault((*path, "path"), "bad-output", "`path` selects in JSON, but `stdout` is text", hint, on_key=True)
+            )
+        schema = self._schema(made.schema_, (*path, "schema")) if made.schema_ is not None else None
+        return Output(source=source, file=made.file, path=made.path, schema=schema)
+
+    def _schema(self, document: Json, path: Path) -> Json:
+        if isinstance(document, str):
+            document = self._documents.read(document, path)
+            if isinstance(document, dict):
+                self.faults.extend(contracts.check(document, path, in_file=True))
+        elif isinstance(document, dict):
+            self.faults.extend(contracts.check(document, path, in_file=False))
+        return document
+
+    def _param(self, name: str, made: ParamFile) -> Param:
+        path: Path = ("params", name)
+        enum: list[Json] = []
+        default: Json = None
+        if "enum" in made.model_fields_set:
+            got = self._try(lambda: _enum(made.enum, made.type), (*path, "enum"))
+            enum = got if isinstance(got, list) else []
+        if "default" in made.model_fields_set:
+            default = self._try(lambda: fields.typed(made.default, made.type), (*path, "default"))
+            if enum and default not in enum and default is not None:
+                known = ", ".join(str(e) for e in enum)
+                self.faults.append(
+                    Fault(
+                        (*path, "default"),
+                        "bad-param",
+                        f"the default of `{name}` is not in its enum",
+                        f"it has {known}",
+                    )
+                )
+        has_default = "default" in made.model_fields_set and not any(f.path[:2] == path for f in self.faults)
+        return Param(
+            type=made.type, has_default=has_default, default=default, enum=tuple(enum), description=made.description
+        )
+
+    def _try(self, convert: Callable[[], Json], path: Path) -> Json:
+        try:
+            return convert()
+        except fields.Wrong as error:
+            self.faults.extend(Fault((*path, *d.at), d.code, d.message, d.hint, on_key=d.on_key) for d in error.defects)
+            return None
+
+    def _secret(self, name: str, made: Any) -> Secret:
+        path = ("secrets", name)
+        if len(made.model_fields_set) != 1:
+            message = f"secret `{name}` needs exactly one of `env`, `file`, `command`"
+            self.faults.append(Fault(path, "bad-secret", message, f"write {name}: {{env: {name}}}", on_key=True))
+        return Secret(env=made.env, file=made.file, command=tuple(made.command or ()))
+
+
+# what a model and the dataclass hold alike: key of the model -> field of Node
+_SAME = {
+    "title": "title",
+    "run": "run",
+    "shell": "shell",
+    "cwd": "cwd",
+    "needs": "needs",
+    "env": "env",
+    "pass_env": "pass_env",
+    "secrets": "secrets",
+    "if_": "condition",
+    "artifacts": "artifacts",
+    "timeout": "timeout_s",
+    "grace": "grace_s",
+    "idempotent": "idempotent",
+    "continue_on_error": "continue_on_error",
+    "isolation": "isolation",
+    "estimate": "estimate_s",
+}
+
+
+class _Defaults:
+    """What `defaults:` gives to each node: `values` by field of Node."""
+
+    def __init__(self, made: DefaultsFile | None) -> None:
+        written = made.model_fields_set if made else set()
+        self._retry = made.retry if made and "retry" in written else None
+        self.values: dict[str, Any] = {_SAME[k]: getattr(made, k) for k in written if k in _SAME}
+        self.env: Mapping[str, str] = self.values.get("env", {})
+        self.pass_env: tuple[str, ...] = self.values.get("pass_env", ())
+        if self._retry:
+            self.values["retry"] = self.retry(None)
+
+    def retry(self, own: RetryFile | None) -> Retry:
+        """A node's retry: its own keys over those of the defaults; without any it runs once."""
+        kw: dict[str, Any] = {}
+        for made in (self._retry, own):
+            for key in made.model_fields_set if made else ():
+                kw[_RETRY[key]] = getattr(made, key)
+        if "outcomes" in kw:
+            kw["outcomes"] = frozenset(Outcome(o) for o in kw["outcomes"])
+        return Retry(**kw) if self._retry or own else NO_RETRY
+
+
+_RETRY = {
+    "max_attempts": "max_attempts",
+    "delay": "delay_s",
+    "backoff": "backoff",
+    "max_delay": "max_delay_s",
+    "jitter": "jitter",
+    "outcomes": "outcomes",
+}
+
+
+def _limits(made: WorkflowFile) -> Limits:
+    if "limits" not in made.model_fields_set:
+        return Limits()
+    return Limits(parallel=made.limits.parallel, timeout_s=made.limits.timeout, resources=made.limits.resources or {})
+
+
+def _enum(value: Value, kind: str) -> Json:
+    if not isinstance(value, list) or not value:
+        raise fields.wrong(f"`enum` is a list of the values allowed, not {fields.describe(value)}")
+    got: list[Json] = []
+    defects: list[fields.Defect] = []
+    for i, item in enumerate(value):
+        try:
+            got.append(fields.typed(item, kind))
+        except fields.Wrong as error:
+            defects += [d._replace(at=(i, *d.at)) for d in error.defects]
+    if defects:
+        raise fields.Wrong(*defects)
+    return got

@@ -1,0 +1,92 @@
+"""The files that a workflow names (JSON Schemas), relative to the workflow file; each is read once.
+
+What is wrong with their text is a problem in that file; that one can't be read is a fault at the
+place that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from hashlib import sha256
+
+from dagrun.core.names import Json
+from dagrun.core.workflow import Fault
+from dagrun.errors import InputError, Problem
+from dagrun.flowfile import fields
+from dagrun.flowfile.source import MAX_BYTES, parse
+
+Path = tuple[str | int, ...]
+
+
+class Documents:
+    """Reads named files; collects `faults`, `problems` and the sha256 of each file by name."""
+
+    def __init__(self, file: str, base_dir: str) -> None:
+        self._shown = os.path.dirname(file)
+        self._base = base_dir
+        self._read: dict[str, Json] = {}
+        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
+        self.digests: dict[str, str] = {}
+
+    def read(self, name: str, path: Path) -> Json:
+        """The JSON mapping in a file, or None after noting what is wrong with it."""
+        if name not in self._read:
+            self._read[name] = self._load(name, path)
+        return self._read[name]
+
+    def _load(self, name: str, path: Path) -> Json:
+        try:
+            data = read_regular(os.path.join(self._base, name))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            if isinstance(error, FileNotFoundError):
+                reason = "there is no such file (it is looked for beside the workflow file)"
+            self.faults.append(Fault(path, "unreadable-file", f"can't read `{name}`: {reason}", self._near(name)))
+            return None
+        shown = os.path.join(self._shown, name)
+        try:
+            tree = parse(data, shown)
+        except InputError as error:
+            self.problems.extend(error.problems)
+            return None
+        self.problems.extend(tree.problems)
+        try:
+            got = fields.json(tree.value)
+        except fields.Wrong as error:
+            self.problems.extend(tree.problem(Fault(d.at, d.code, d.message, d.hint)) for d in error.defects)
+            return None
+        if not isinstance(got, dict):
+            message = f"a JSON Schema is a mapping, not {fields.describe(tree.value)}"
+            self.problems.append(
+                tree.problem(Fault((), "bad-schema", message, "write {type: object, properties: {…}}"))
+            )
+            return None
+        self.digests[name] = sha256(data).hexdigest()
+        return got
+
+    def _near(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        try:
+            folder = os.path.join(self._base, os.path.dirname(name))
+            there = [os.path.join(os.path.dirname(name), n) for n in sorted(os.listdir(folder))[:10_000]]
+        except (OSError, ValueError):
+            return ""
+        found = get_close_matches(name, there, n=1, cutoff=0.7)
+        return f"did you mean `{found[0]}`?" if found else ""
+
+
+def read_regular(path: str) -> bytes:
+    """The bytes of a regular file, at most what a workflow file may have. Raises OSError, ValueError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as opened:
+        info = os.fstat(handle)
+        if stat.S_ISDIR(info.st_mode):
+            raise ValueError("it is a directory")
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError("it is not a regular file")
+        if info.st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+        return opened.read(MAX_BYTES + 1)

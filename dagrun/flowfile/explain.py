@@ -1,0 +1,167 @@
+"""What pydantic says about a tree, as faults: the path, what is wrong, what to write instead.
+
+Only imported when a file is wrong. Knows which model stands at which path, which keys it has,
+which come later, and which belong somewhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from dagrun.core.workflow import Fault
+from dagrun.flowfile import fields, words
+from dagrun.flowfile.kinds import PARAM_TYPES
+from dagrun.flowfile.schema import MODELS, keys
+from dagrun.flowfile.source import Value
+
+Path = tuple[str | int, ...]
+
+_WORDS = {
+    "workflow": "a workflow",
+    "node": "a node",
+    "defaults": "`defaults`",
+    "limits": "`limits`",
+    "retry": "`retry`",
+    "param": "a param",
+    "input": "an input",
+    "output": "an output",
+    "secret": "a secret",
+}
+_MAPPINGS = {
+    "nodes": "nodes by id: {hello: {run: echo hello}}",
+    "params": "params by name: {topic: {type: string, default: graphs}}",
+    "secrets": "secrets by name: {TOKEN: {env: TOKEN}}",
+    "inputs": "inputs by name: {items: nodes.fetch.items}",
+    "outputs": "outputs by name: {items: {from: json}}",
+    "limits": "{parallel: 8, timeout: 30m}",
+    "defaults": "{timeout: 10m}",
+    "retry": "{max_attempts: 3, delay: 1s}",
+}
+
+
+def faults(error: ValidationError, value: Value) -> list[Fault]:
+    """All that a validation of `value` found, each at its path; follow-on noise is left out."""
+    found: list[Fault] = []
+    for item in error.errors(include_url=False, include_input=False):
+        path = item["loc"]
+        found.extend(_one(item["type"], path, item.get("ctx") or {}, value))
+    return found
+
+
+def _one(kind: str, path: Path, context: dict[str, Any], value: Value) -> Iterator[Fault]:
+    if kind == "wrong":
+        for d in cast("tuple[fields.Defect, ...]", context["defects"]):
+            yield Fault((*path, *d.at), d.code, d.message, d.hint, on_key=d.on_key)
+    elif kind == "extra_forbidden":
+        yield _unknown_key(path)
+    elif kind == "missing":
+        yield from _missing(path, value)
+    else:
+        yield _wrong_shape(path, at(value, path))
+
+
+def at(value: Value, path: Path) -> Value:
+    """What stands at a path of a tree; the nearest value above when there is nothing."""
+    for step in path:
+        if isinstance(value, dict) and isinstance(step, str):
+            value = value.get(step, value)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+    return value
+
+
+def kind_at(path: Path) -> str:
+    """Which model stands at a path."""
+    last = path[-1] if path else ""
+    if last == "retry":
+        return "retry"
+    if len(path) == 1:
+        return str(last)
+    if len(path) == 2:
+        return {"nodes": "node", "params": "param", "secrets": "secret"}.get(str(path[0]), "workflow")
+    if len(path) == 4:
+        return {"inputs": "input", "outputs": "output"}.get(str(path[2]), "node")
+    return "workflow"
+
+
+def _unknown_key(path: Path) -> Fault:
+    key, kind = str(path[-1]), kind_at(path[:-1])
+    if key in words.NOT_YET.get(kind, ()):
+        of = _WORDS[kind]
+        return Fault(path, "not-yet", f"`{key}` in {of} is not supported yet", _later(key), on_key=True)
+    hint = _meant(key, kind)
+    return Fault(path, "unknown-key", f"{_WORDS[kind]} has no key `{key}`", hint, on_key=True)
+
+
+@lru_cache(maxsize=1000)
+def _meant(key: str, kind: str) -> str:
+    """What to write instead of an unknown key, or where it belongs."""
+    known = keys(MODELS[kind])
+    found = words.meant(key, known)
+    if found:
+        return found
+    others = ("workflow", "limits", "retry", "defaults", "node")
+    homes = [_WORDS[k] for k in others if k != kind and key in keys(MODELS[k])]
+    return f"`{key}` is a key of {' and '.join(homes)}" if homes else "its keys are " + ", ".join(known)
+
+
+def _later(key: str) -> str:
+    if key in ("agent", "review", "workflow"):
+        return "for now every node is a command: `run`"
+    return "remove it: dagrun refuses what it can't hold, rather than ignore it"
+
+
+def _missing(path: Path, value: Value) -> Iterator[Fault]:
+    holder = at(value, path[:-1])
+    if path == ("nodes",):
+        if isinstance(holder, dict) and any(words.stands_for(k, "nodes") for k in holder):
+            return
+        yield Fault((), "no-nodes", "the workflow has no nodes", "add nodes: {hello: {run: echo hello}}")
+    elif path[-1] == "run" and isinstance(holder, dict):
+        if any(k in words.NOT_YET["node"] or words.stands_for(k, "run") for k in holder):
+            return  # the key that stands in its place is refused by itself
+        yield Fault(
+            path[:-1], "no-kind", f"node `{path[-2]}` has nothing to do", "add `run:` with its command", on_key=True
+        )
+    else:
+        yield Fault(path[:-1], "missing-key", f"the key `{path[-1]}` is missing", on_key=True)
+
+
+def _wrong_shape(path: Path, got: Value) -> Fault:
+    what = fields.describe(got)
+    last = str(path[-1]) if path else ""
+    kind = kind_at(path)
+    if not path:
+        hint = "it begins like this: nodes: {hello: {run: echo hello}}"
+        return Fault(path, "bad-shape", f"a workflow is a mapping of keys to values, not {what}", hint)
+    if kind == "node" and len(path) == 2:
+        hint = f"write {last}: {{run: {_short(got)}}}" if isinstance(got, str) and got else "write its keys: run: …"
+        return Fault(
+            path, "bad-shape", f"node `{last}` is a mapping of keys to values, not {what}", hint, on_key=got == ""
+        )
+    if kind == "param":
+        word = "type" if got in PARAM_TYPES else "default"
+        return Fault(
+            path, "bad-shape", f"param `{last}` is a mapping, not {what}", f"write {last}: {{{word}: {_short(got)}}}"
+        )
+    if kind == "output":
+        source = got if got in ("stdout", "json", "output") else "stdout"
+        return Fault(
+            path, "bad-shape", f"output `{last}` is a mapping, not {what}", f"write {last}: {{from: {source}}}"
+        )
+    if kind == "secret":
+        return Fault(path, "bad-shape", f"secret `{last}` is a mapping, not {what}", f"write {last}: {{env: {last}}}")
+    hint = "it holds " + _MAPPINGS[last] if last in _MAPPINGS else ""
+    if path == ("nodes",) and isinstance(got, list):
+        hint = "the id of a node is its key, not an item: build: {run: make}"
+    if last == "retry" and isinstance(got, str) and got.isdigit():
+        hint = f"write retry: {{max_attempts: {got}}}"
+    return Fault(path, "bad-shape", f"`{last}` is a mapping, not {what}", hint)
+
+
+def _short(value: Value) -> str:
+    return value if isinstance(value, str) and 0 < len(value) < 40 else "…"

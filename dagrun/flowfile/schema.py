@@ -1,0 +1,316 @@
+"""The models of what people write, with the hover text of every key; the JSON Schema comes from here.
+
+A default of None means "not written": what was written is in `model_fields_set`.
+
+Pydantic lives here and nowhere else; imported only when a file is read for the first time. The
+models say which keys exist and what each wants (`fields.py` does the typing, `words.py` knows the
+keys that come later). Field names that Python reserves end in `_`; the file's name is the alias.
+
+`python -m dagrun.flowfile.schema` writes schemas/workflow.schema.json; `--check` compares.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S
+from dagrun.flowfile import fields
+from dagrun.flowfile import kinds as k
+from dagrun.flowfile.kinds import (
+    Amounts,
+    AnyJson,
+    Bool,
+    Command,
+    Duration,
+    Env,
+    Filled,
+    Globs,
+    Key,
+    Line,
+    Names,
+    Needs,
+    Outcomes,
+    OutputPath,
+    Period,
+    Raw,
+    Resources,
+    SchemaOrFile,
+    Text,
+    Texts,
+    Variables,
+)
+from dagrun.flowfile.source import Value
+
+ABSENT: Any = None  # the default of a key that was not written; typed Any, since the key's type has no None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
+
+
+def _short(value: object) -> object:
+    """An input in its short form as its long form; whether text is bare is decided by its beginning."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str) and fields.is_null(value):
+        defect = fields.Defect("this input has no value", "write {value: null} if nothing is what you mean")
+        raise PydanticCustomError("wrong", "wrong", {"defects": (defect,)})
+    if isinstance(value, str) and value.startswith(("nodes.", "params.")):
+        return {"from": value}
+    return {"value": value}
+
+
+def _bare(value: Value) -> str:
+    got = fields.filled(value)
+    if not got.startswith(("nodes.", "params.")):
+        hint = "a fixed value is written {value: …}"
+        raise fields.wrong(f"`from` begins with `nodes.` or `params.`, unlike {fields.describe(value)}", hint)
+    return got
+
+
+class InputFile(_Model):
+    """Where an input gets its value: `nodes.ID.OUTPUT`, `params.NAME`, or a literal value."""
+
+    from_: Annotated[str, k.plain(_bare), WithJsonSchema({"type": "string"})] = Field(
+        "",
+        alias="from",
+        description="A bare expression that begins with `nodes.` or `params.`; implies the order edge.",
+    )
+    value: AnyJson = Field(ABSENT, description="A literal value; `${{ … }}` in its texts is filled in.")
+    optional: Bool = Field(False, description="Without a value the input is null instead of failing the node.")
+    default: AnyJson = Field(ABSENT, description="The value where the source has none.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The short form (any scalar or list) beside the long one."""
+        long = handler.resolve_ref_schema(handler(schema))
+        return {"description": long.pop("description", ""), "anyOf": [{"type": [*k.SCALAR, "array"]}, long]}
+
+
+class OutputFile(_Model):
+    """One declared output of a node, in the long form only."""
+
+    from_: Annotated[Literal["stdout", "json", "file", "output"], *k.choice("output", "stdout", "json", "file")] = (
+        Field(
+            "output",
+            alias="from",
+            description="`output`: from $DAGRUN_OUTPUT; `stdout`: its text; `json`: stdout as JSON; `file`: a file.",
+        )
+    )
+    file: Filled = Field("", description="The file to read, for `from: file`.")
+    path: OutputPath = Field("", description="What to take of a JSON document: `.items[0].name`; without it all of it.")
+    schema_: SchemaOrFile = Field(
+        ABSENT, alias="schema", description="JSON Schema that the value must satisfy, or its file."
+    )
+
+
+class RetryFile(_Model):
+    """When and how often a node is tried again."""
+
+    max_attempts: Annotated[int, *k.whole(1, 1000)] = Field(3, description="Tries in all, the first one included.")
+    delay: Duration = Field(1.0, description="Time before the second try.")
+    backoff: Annotated[float, *k.decimal(1, 100)] = Field(
+        2.0, description="Each delay is this many times the one before."
+    )
+    max_delay: Duration = Field(60.0, description="No delay is longer.")
+    jitter: Annotated[float, *k.decimal(0, 1)] = Field(0.1, description="Delays are moved by up to this fraction.")
+    outcomes: Outcomes = Field(
+        ABSENT, description="Which outcomes are tried again (failed, timed_out, invalid_output)."
+    )
+
+
+class ParamFile(_Model):
+    """A typed parameter, set with `-p NAME=VALUE` or `--params FILE`; required without a default."""
+
+    type: Annotated[
+        Literal["string", "integer", "number", "boolean", "array", "object"],
+        *k.choice(*k.PARAM_TYPES),
+    ] = Field("string", description="The type of its value.")
+    default: Raw = Field(ABSENT, description="The value when none is given, of that type.")
+    enum: Raw = Field(ABSENT, description="The only values allowed, a list.")
+    description: Text = Field("", description="What it is for.")
+
+
+class SecretFile(_Model):
+    """Where the value of a secret comes from: exactly one of `env`, `file`, `command`."""
+
+    env: Annotated[str, k.plain(fields.variable), WithJsonSchema({"type": "string"})] = Field(
+        "", description="The environment variable of dagrun that holds it."
+    )
+    file: Filled = Field("", description="The file that holds it.")
+    command: Texts = Field(ABSENT, description="The program, with arguments, that prints it.")
+
+
+class LimitsFile(_Model):
+    """Ceilings of a whole run."""
+
+    parallel: Annotated[int, *k.whole(1, 100_000)] = Field(
+        ABSENT, description="Nodes that run at the same time (default: the processors, at least 5)."
+    )
+    timeout: Period = Field(ABSENT, description="Time for the whole run.")
+    resources: Amounts = Field(ABSENT, description="What there is to reserve, by name: cpu, memory, gpu, …")
+
+
+class _Runnable(_Model):
+    """The keys that a node has of its own and `defaults` has for all nodes."""
+
+    shell: Annotated[Literal["sh", "bash"], *k.choice("sh", "bash")] = Field(
+        "sh", description="For a `run` that is text: `sh` is `sh -e`, `bash` is `bash -eo pipefail`."
+    )
+    cwd: Filled = Field("", description="Working directory, relative to the project directory.")
+    env: Env = Field(ABSENT, description="Environment variables; `${{ … }}` in values is filled in.")
+    pass_env: Variables = Field(ABSENT, description="Variables of the caller to pass on, `*` allowed: [CI, GITHUB_*].")
+    retry: RetryFile = Field(
+        ABSENT, description="When a failed attempt is tried again; without it a command runs once."
+    )
+    timeout: Period = Field(DEFAULT_TIMEOUT_S, description="Time for one attempt (300 s).")
+    grace: Duration = Field(DEFAULT_GRACE_S, description="Time between SIGTERM and SIGKILL (5 s).")
+    idempotent: Bool = Field(
+        True, description="`false`: after a timeout or crash it is never run again without a human."
+    )
+    continue_on_error: Bool = Field(
+        False, description="A failure of the node does not fail the run nor skip its dependents."
+    )
+    isolation: Annotated[
+        Literal["none", "process"], k.plain(k.isolation), WithJsonSchema({"enum": ["none", "process"]})
+    ] = Field("process", description="What confines the command: `process` (own process tree and limits) or `none`.")
+
+
+class DefaultsFile(_Runnable):
+    """What every node has unless it says otherwise. `env` and `retry` are merged key by key."""
+
+
+class NodeFile(_Runnable):
+    """A unit of work."""
+
+    title: Line = Field("", description="A name for people.")
+    run: Command = Field(description="The command: text goes through the shell, a list runs a program without one.")
+    needs: Needs = Field(ABSENT, description="Nodes that must be settled before (order only; data comes by `inputs`).")
+    inputs: dict[Key, Annotated[InputFile, BeforeValidator(_short)]] = Field(
+        ABSENT, description="Data from other nodes and params: NAME: nodes.ID.OUTPUT."
+    )
+    secrets: Names = Field(ABSENT, description="Declared secrets that the node gets as environment variables.")
+    if_: Filled = Field(
+        "", alias="if", description="A bare expression; without a status function `success() &&` is implied."
+    )
+    outputs: dict[Key, OutputFile] = Field(ABSENT, description="What other nodes can read of this one.")
+    output_schema: SchemaOrFile = Field(
+        ABSENT, description="JSON Schema (or its file) of $DAGRUN_OUTPUT; its top-level properties become outputs."
+    )
+    artifacts: Globs = Field(ABSENT, description="Files to keep, as patterns relative to the project directory.")
+    resources: Resources = Field(ABSENT, description="What the node reserves: cpu, memory, gpu, any name; `output`.")
+    estimate: Duration = Field(0.0, description="Your guess of its duration, for ordering and for `dagrun plan`.")
+
+
+class WorkflowFile(_Model):
+    """A dagrun workflow."""
+
+    version: Annotated[int, k.plain(k.version), WithJsonSchema({"const": 1})] = Field(
+        1, description="Version of the file format."
+    )
+    name: Line = Field("", description="Name of the workflow (default: the file's name).")
+    description: Text = Field("", description="What it is for.")
+    params: dict[Key, ParamFile] = Field(ABSENT, description="Typed parameters of a run.")
+    limits: LimitsFile = Field(ABSENT, description="Ceilings of a run.")
+    schedule: Annotated[Literal["waves", "ready"], *k.choice("waves", "ready")] = Field(
+        "waves",
+        description="`waves`: each wave waits for the one before; `ready`: a node starts when its needs are met.",
+    )
+    durability: Annotated[Literal["default", "strict"], *k.choice("default", "strict")] = Field(
+        "default", description="`strict`: dependents wait until the result is safely on disk, also against power loss."
+    )
+    defaults: DefaultsFile = Field(ABSENT, description="What every node has unless it says otherwise.")
+    secrets: dict[str, SecretFile] = Field(ABSENT, description="Secrets by name; only nodes that name one get it.")
+    nodes: dict[Key, NodeFile] = Field(description="The nodes by id, in any order.")
+    outputs: dict[Key, Filled] = Field(ABSENT, description="Results of the workflow: NAME: nodes.ID.OUTPUT.")
+    fail_fast: Bool = Field(False, description="Start nothing new after the first failure.")
+
+
+MODELS: dict[str, type[_Model]] = {
+    "workflow": WorkflowFile,
+    "node": NodeFile,
+    "defaults": DefaultsFile,
+    "limits": LimitsFile,
+    "retry": RetryFile,
+    "param": ParamFile,
+    "input": InputFile,
+    "output": OutputFile,
+    "secret": SecretFile,
+}
+
+
+def keys(model: type[BaseModel]) -> list[str]:
+    """The keys of a model as they are written in a file."""
+    return [f.alias or name for name, f in model.model_fields.items()]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft-07) of workflow files, for editors."""
+
+    class Draft07(GenerateJsonSchema):
+        schema_dialect = "http://json-schema.org/draft-07/schema#"
+
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            """No titles: an editor shows the key itself."""
+            return False
+
+    made = WorkflowFile.model_json_schema(schema_generator=Draft07)
+    made = _draft07(made)
+    head = {"$schema": Draft07.schema_dialect, "title": "dagrun workflow"}
+    return {**head, **{k: v for k, v in made.items() if k not in head}}
+
+
+def _draft07(value: Any) -> Any:
+    """Draft-07 spelling: `definitions`, and nothing beside a `$ref`, which old validators ignore."""
+    if isinstance(value, list):
+        return [_draft07(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    made = {
+        ("definitions" if key == "$defs" else key): _draft07(inner)
+        for key, inner in value.items()
+        if key != "default" or inner not in (None, "")
+    }
+    if "$ref" in made:
+        ref = str(made.pop("$ref")).replace("#/$defs/", "#/definitions/")
+        made.pop("default", None)
+        return {**made, "allOf": [{"$ref": ref}]} if made else {"$ref": ref}
+    if isinstance(made.get("title"), str):
+        del made["title"]
+    if "patternProperties" in made:
+        made["additionalProperties"] = False
+    return made
+
+
+def schema_text() -> str:
+    """The exact content of schemas/workflow.schema.json."""
+    import json
+
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the schema file, or with `--check` say whether it is up to date."""
+    from pathlib import Path
+
+    check = "--check" in arguments
+    names = [a for a in arguments if not a.startswith("-")]
+    path = Path(names[0] if names else "schemas/workflow.schema.json")
+    if check:
+        if path.exists() and path.read_text(encoding="utf-8") == schema_text():
+            return 0
+        print(f"{path} is not what the models say: run python -m dagrun.flowfile.schema")
+        return 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(schema_text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv[1:]))
