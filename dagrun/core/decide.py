@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from dagrun.core.event import Event, NodeCancelled, NodeSkipped, RevisionAdopted
 from dagrun.core.names import RunStatus, Status
-from dagrun.core.state import RunState, heap_top, outstanding
+from dagrun.core.state import RunState, heap_top, outstanding, succeeded
 
 EXIT_CODES: Mapping[RunStatus, int] = {
     RunStatus.COMPLETED: 0,
@@ -194,7 +194,7 @@ def _skip(state: RunState, i: int) -> NodeSkipped:
         status = state.node_status[d]
         if status is Status.FAILED and not plan.nodes[d].continue_on_error:
             return NodeSkipped(node=plan.ids[i], reason="dependency", text=f"{plan.ids[d]} failed")
-        if status in (Status.SKIPPED, Status.CANCELLED) and state.skips.get(d) != "selection":
+        if status in (Status.SKIPPED, Status.CANCELLED) and not succeeded(state, d):
             return NodeSkipped(node=plan.ids[i], reason="dependency", text=f"{plan.ids[d]} was {status}")
     return NodeSkipped(node=plan.ids[i], reason="dependency")
 

@@ -9,11 +9,12 @@ old reader would misread a new journal; every released format is replayed by a t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from json import JSONEncoder
 from typing import Literal, TypeAlias, cast, get_args
 
 from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus
+from dagrun.core.value import value
 
 FORMAT = 1
 
@@ -22,7 +23,7 @@ StopCause: TypeAlias = Literal["sigint", "sigterm", "sighup", "cancel", "timeout
 StopMode: TypeAlias = Literal["drain", "now"]
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RunCreated:
     """A run exists. Always the first event of a journal.
 
@@ -44,7 +45,7 @@ class RunCreated:
     outputs_of: RunId = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EngineAttached:
     """An engine took the run's lock; `revive` puts failed, cancelled and dependency-skipped nodes back."""
 
@@ -55,7 +56,7 @@ class EngineAttached:
     revive: bool = False
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NodeAdopted:
     """A node counts as completed with the outputs of another run (`--outputs-of`)."""
 
@@ -64,7 +65,7 @@ class NodeAdopted:
     outputs: Mapping[str, Json] = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NodeStarted:
     """An attempt is about to be spawned; its logs go to pool slot `slot`."""
 
@@ -75,7 +76,7 @@ class NodeStarted:
     inputs_digest: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NodeSpawned:
     """The process of an attempt: with `ticks` (its start time) and the boot it is one identity."""
 
@@ -86,7 +87,7 @@ class NodeSpawned:
     slot: int = -1
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
     """One attempt is over and every process of it is dead. Without a NodeStarted it never ran.
 
@@ -111,7 +112,7 @@ class AttemptFinished:
     stderr_bytes: int = 0
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NodeSkipped:
     """A node will not run. A skip by `selection` satisfies its dependents, the others do not."""
 
@@ -120,7 +121,7 @@ class NodeSkipped:
     text: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class NodeCancelled:
     """A node that had not started is given up, since the run fails fast."""
 
@@ -128,7 +129,7 @@ class NodeCancelled:
     text: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PatchAdmitted:
     """A patch was checked against the head and is the new revision from this record on.
 
@@ -154,7 +155,7 @@ class PatchAdmitted:
     undoes: int = 0
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PatchRefused:
     """A patch was refused, with all the reasons."""
 
@@ -166,7 +167,7 @@ class PatchRefused:
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class PatchProposed:
     """A node wrote a patch that only a human may admit; `number` counts the proposals of the run."""
 
@@ -178,7 +179,7 @@ class PatchProposed:
     why: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ProposalDecided:
     """A human admitted (a PatchAdmitted stands beside it) or rejected a proposal."""
 
@@ -187,14 +188,14 @@ class ProposalDecided:
     by: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RevisionAdopted:
     """The engine goes by this revision."""
 
     revision: int
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EscalationFailed:
     """A step of a node's `on_failure` did not help; after the last step the failure settles."""
 
@@ -203,7 +204,7 @@ class EscalationFailed:
     text: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ReviewRequested:
     """A human has to decide: a review node was reached, or a failure was escalated.
 
@@ -218,7 +219,7 @@ class ReviewRequested:
     inputs_digest: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class ReviewDecided:
     """What a human decided; `timed_out` is the answer of nobody. `outputs` as in AttemptFinished."""
 
@@ -229,7 +230,7 @@ class ReviewDecided:
     outputs: Mapping[str, Json] = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class StopRequested:
     """No new starts: `drain` lets running nodes end for a while, `now` ends them."""
 
@@ -238,7 +239,7 @@ class StopRequested:
     by: str = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Warned:
     """Something a person should know that changes nothing."""
 
@@ -246,7 +247,7 @@ class Warned:
     node: NodeId = ""
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """The engine let go of the run. Only `completed` is final: the others can be resumed."""
 

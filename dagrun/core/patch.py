@@ -17,13 +17,14 @@ from typing import Literal, TypeAlias
 from dagrun.core import expression as ex
 from dagrun.core.names import Json, NodeId
 from dagrun.core.plan import all_needs, near
+from dagrun.core.value import value
 from dagrun.core.workflow import Fault, Input, Limits, Node, Workflow
 
 TriggerType: TypeAlias = Literal["failure", "timeout", "requirement", "optimization"]
 Strategy: TypeAlias = Literal["skip", "bridge", "cascade"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Trigger:
     """What caused a patch. `reason` is data: shown, never executed."""
 
@@ -32,7 +33,7 @@ class Trigger:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Insert:
     """A new node between `after` and `before`: exactly the edges after × before are replaced."""
 
@@ -42,7 +43,7 @@ class Insert:
     before: tuple[NodeId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Remove:
     """Take a node out. `input_map` (bridge) says what reads instead: nodes.old.x → nodes.new.y."""
 
@@ -53,7 +54,7 @@ class Remove:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Rewire:
     """needs = (needs − old) ∪ new."""
 
@@ -64,7 +65,7 @@ class Rewire:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Modify:
     """The node as it is after `set` was merged into it and `unset` dropped."""
 
@@ -73,7 +74,7 @@ class Modify:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Retry:
     """Try a node again; `node` is it with the changes merged in, None for no change."""
 
@@ -82,7 +83,7 @@ class Retry:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Fallback:
     """`node` takes the place of the failed node `id` in every dependent and input."""
 
@@ -91,7 +92,7 @@ class Fallback:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Alternative:
     """Other nodes in place of a blocked path; what followed it follows `exits`."""
 
@@ -101,14 +102,14 @@ class Alternative:
     cancel_running: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Rerun:
     """Run a completed node, and all that followed from it, again."""
 
     id: NodeId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class SetLimits:
     """New ceilings of the run: parallelism and resources [dag-dynamic-replanner]."""
 
@@ -122,7 +123,7 @@ Operation: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Patch:
     """Operations that are applied together or not at all.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
+from dagrun.core.check import check_node
 from dagrun.core.event import PatchAdmitted, PatchProposed, PatchRefused
 from dagrun.core.names import SETTLED, Json, NodeId, Status
 from dagrun.core.patch import (
@@ -30,7 +31,7 @@ from dagrun.core.patch import (
     apply,
     draft,
 )
-from dagrun.core.plan import CycleFound, Plan, check_node, critical_path, is_bare, near, revise_plan
+from dagrun.core.plan import CycleFound, Plan, critical_path, is_bare, near, revise_plan
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Fault, Limits, Node, Workflow, node_to_json
 

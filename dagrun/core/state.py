@@ -581,7 +581,8 @@ def _forget_result(state: RunState, i: int) -> None:
     state.adopted.pop(i, None)
     state.reasons.pop(i, None)
     state.skips.pop(i, None)
-    state.tries_base[i] = len(state.attempts[i]) - state.lost.pop(i, 0)
+    state.lost.pop(i, None)
+    state.tries_base[i] = len(state.attempts[i])
 
 
 def _revive_skipped(state: RunState, event: PatchAdmitted) -> None:

@@ -9,10 +9,11 @@ journal keep: only what differs from the default, so 100,000 plain nodes stay sm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, NodeId, Outcome, Schedule
+from dagrun.core.value import value
 
 ParamType: TypeAlias = Literal["string", "integer", "number", "boolean", "array", "object"]
 OutputSource: TypeAlias = Literal["stdout", "json", "file", "output"]
@@ -39,7 +40,7 @@ class Fault(NamedTuple):
     severity: Literal["error", "warning"] = "error"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Param:
     """A typed parameter of a workflow; required when it has no default."""
 
@@ -50,7 +51,7 @@ class Param:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Input:
     """Where an input of a node gets its value.
 
@@ -66,7 +67,7 @@ class Input:
     default: Json = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Output:
     """One declared output: read from `source`, narrowed by `path` (`.a.b[0]`), held to `schema`.
 
@@ -79,7 +80,7 @@ class Output:
     schema: Json = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Retry:
     """When a node is tried again: `max_attempts` counts the first try; delays in seconds.
 
@@ -98,7 +99,7 @@ class Retry:
 NO_RETRY = Retry(max_attempts=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Review:
     """A human gate: the question, and what no answer within `timeout_s` means (None: wait for ever)."""
 
@@ -107,7 +108,7 @@ class Review:
     on_timeout: Literal["reject", "approve"] = "reject"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class OnFailure:
     """What is tried, in this order, once the retries of a node are spent.
 
@@ -134,12 +135,12 @@ class OnFailure:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Node:
     """A unit of work. `needs` is order as written; data comes by `inputs` (which imply order).
 
-    Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its text needs one) or an argv tuple (never a
-    shell). `timeout_s` bounds one attempt, `grace_s` is the time between SIGTERM and SIGKILL.
+    Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its
+    text needs one) or an argv tuple (never a shell). `timeout_s` bounds one attempt, `grace_s` is the time between SIGTERM and SIGKILL.
     `resources` are reservations by name: `cpu` in cores, `memory` in bytes, any other in units;
     `output_bytes` caps what an attempt may write to stdout and stderr together. `estimate_s` is
     the author's guess of its duration (0: none): it orders ready nodes and feeds `dagrun plan`.
@@ -177,7 +178,7 @@ class Node:
         return "run" if self.review is None else "review"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Ceilings of a run: nodes at a time (None: by processors), seconds, resources by name.
 
@@ -195,7 +196,7 @@ class Limits:
     growth_nodes: int = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Secret:
     """Where a secret's value comes from: exactly one of env (name), file (path), command (argv)."""
 
@@ -204,7 +205,7 @@ class Secret:
     command: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Workflow:
     """One workflow file. `file` is its path as the user named it, `digest` the sha256 of its text."""
 
@@ -221,6 +222,19 @@ class Workflow:
     templates: Mapping[NodeId, Node] = field(default_factory=dict)
     file: str = ""
     digest: str = ""
+
+
+def param_accepts(param: Param, value: Json) -> bool:
+    """Whether a JSON value fits the type and the enum of a param."""
+    fits = {
+        "string": isinstance(value, str),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+        "boolean": isinstance(value, bool),
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }[param.type]
+    return fits and (not param.enum or value in param.enum)
 
 
 # ---------------------------------------------------------------- the compact JSON form
@@ -276,7 +290,9 @@ def node_from_json(data: Mapping[str, Json]) -> Node:
     return Node(**kw)  # type: ignore[arg-type]
 
 
-_NODE_SPECIAL = frozenset({"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry", "review", "on_failure"})
+_NODE_SPECIAL = frozenset(
+    {"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry", "review", "on_failure"}
+)
 
 
 def _unpack(key: str, value: Json) -> Json:

@@ -7,41 +7,23 @@ wrong with the machine (a full disk, an unreadable store) is an EnvironmentFault
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from json import dumps
-from time import monotonic, time
+from dataclasses import dataclass
+from time import monotonic
 
-from dagrun.core import expression as ex
 from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
 from dagrun.core.mask import Masker
-from dagrun.core.names import Json, NodeId, Outcome, Status
-from dagrun.core.plan import input_sources
+from dagrun.core.names import Json, NodeId, Outcome
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Node, Output, Review
-from dagrun.engine.secrets import masker
+from dagrun.core.workflow import Node, Output
+from dagrun.engine.bench import Command, Workbench
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.command import command_argv
-from dagrun.sandbox.environment import base_environment
 from dagrun.sandbox.logpool import LogPool, Slot
-from dagrun.store.context import ContextStore, write_inputs
 from dagrun.store.exchange import OutputError, read_bytes, read_json, read_outputs_file, read_stdout, read_text
 
 MAX_ENV_BYTES = 64 * 1024  # an input above this is only in the inputs file
 SUMMARY_CHARS = 200
 _TAIL_BYTES = 4096
-
-
-@dataclass(slots=True)
-class Command:
-    """What is to be spawned for one attempt."""
-
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    cwd: str = ""
-    script: str = ""
-    inputs_digest: str = ""
-    output_path: str = ""
 
 
 @dataclass(slots=True)
@@ -54,46 +36,6 @@ class Ending:
     escalated: bool = False
 
 
-@dataclass(slots=True)
-class Workbench:
-    """What all attempts of a run share: secrets, environment, the folder for exchange, the store.
-
-    `exchange` is a folder outside `.dagrun/`, private to this user.
-    """
-
-    run_id: str
-    run_path: str
-    key: str  # distinguishes this run from all others on this machine
-    project: str
-    params: Mapping[str, Json]
-    workflow: str
-    secrets: Mapping[str, str]
-    secret_env: Mapping[str, str]  # secret name -> variable it comes from, where it is one
-    context: ContextStore
-    exchange: str
-    environ: Mapping[str, str]
-    mask: Masker = field(init=False)
-    _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mask = masker(self.secrets)
-        self._bases = {}
-
-    def base(self, node: Node) -> dict[str, str]:
-        """The environment that a node starts from, before its own `env`."""
-        key = (node.pass_env, node.secrets)
-        found = self._bases.get(key)
-        if found is None:
-            hidden = [var for name, var in self.secret_env.items() if name not in node.secrets]
-            found = base_environment(self.environ, pass_env=node.pass_env, secrets_named=hidden)
-            found["DAGRUN_RUN_ID"] = self.run_id
-            found["DAGRUN_RUN_DIR"] = self.run_path
-            for name in node.secrets:
-                found[name] = self.secrets[name]
-            self._bases[key] = found
-        return found
-
-
 # ---------------------------------------------------------------- from the effect to a command
 
 
@@ -104,11 +46,7 @@ def prepare(bench: Workbench, state: RunState, i: int) -> Command | AttemptFinis
     injected = _injected(state, node.id, number)
     if injected is not None:
         return injected
-    try:
-        return _prepare(bench, state, i, node, number)
-    except ex.EvaluationError as error:
-        text = bench.mask.text(f"could not start: {error.message}")
-        return AttemptFinished(node=node.id, attempt=number, outcome=Outcome.FAILED, error=text)
+    return _prepare(bench, state, i, node, number)
 
 
 def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | None:
@@ -121,7 +59,7 @@ def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | N
 
 def _prepare(
     bench: Workbench, state: RunState, i: int, node: Node, number: int
-) -> Command | NodeSkipped | ReviewRequested:
+) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
     env = bench.base(node).copy()
     attempt_id = f"{bench.run_id}/{node.id}/{number}"
     output_path = f"{bench.exchange}/{node.id}.{number}.out"
@@ -134,145 +72,11 @@ def _prepare(
     run = node.run
     plain = isinstance(run, str) or not any("${{" in word for word in run)
     if plain and not (node.review or node.inputs or node.env or node.condition or node.cwd):
-        return Command(command_argv(run, node.shell), env, script=_script(run), output_path=output_path)
-    scope = ex.Scope(params=bench.params, env=env, run=run_context(bench), hash_files=_hasher(bench.project))
-    inputs = resolve_inputs(bench, state, node, scope)
-    scope = replace(scope, inputs=inputs)
-    rendered = {name: ex.render_text(ex.parse_template(text), scope) for name, text in node.env.items()}
-    if node.condition:
-        skip = _condition(state, i, node, replace(scope, env={**env, **rendered}))
-        if skip is not None:
-            return skip
-    if node.review is not None:
-        return _question(bench, node, node.review, number, scope)
-    command = Command(_argv(node, scope), env, script=_script(run), output_path=output_path)
-    if node.inputs:
-        _pass_inputs(bench, command, node, number, inputs)
-    env.update(rendered)
-    if node.cwd:
-        command.cwd = os.path.join(bench.project, ex.render_text(ex.parse_template(node.cwd), scope))
-    return command
+        script = run if isinstance(run, str) else ""
+        return Command(command_argv(run, node.shell), env, script=script, output_path=output_path)
+    from dagrun.engine.inputs import prepare_rich
 
-
-def _question(bench: Workbench, node: Node, review: Review, number: int, scope: ex.Scope) -> ReviewRequested:
-    """What a review node asks, with its inputs rendered in."""
-    message = ex.render_text(ex.parse_template(review.message), scope)
-    return ReviewRequested(
-        node=node.id,
-        attempt=number,
-        message=bench.mask.text(message),
-        deadline=time() + review.timeout_s if review.timeout_s is not None else 0.0,
-        on_timeout=review.on_timeout,
-    )
-
-
-def _script(run: str | tuple[str, ...]) -> str:
-    return run if isinstance(run, str) else ""
-
-
-def run_context(bench: Workbench) -> dict[str, Json]:
-    """What expressions read as `run`."""
-    return {"id": bench.run_id, "workflow": bench.workflow, "dir": bench.project}
-
-
-def _argv(node: Node, scope: ex.Scope) -> tuple[str, ...]:
-    if isinstance(node.run, str):
-        return command_argv(node.run, node.shell)
-    return tuple([ex.render_text(ex.parse_template(w), scope) if "${{" in w else w for w in node.run])
-
-
-def _condition(state: RunState, i: int, node: Node, scope: ex.Scope) -> NodeSkipped | None:
-    """The skip that the node's `if` asks for, if it does; `success() &&` is implied."""
-    tree = ex.parse(node.condition)
-    success = not state.broken[i]
-    if not success and not ex.uses_status_function(tree):
-        return NodeSkipped(node=node.id, reason="dependency", text="a node it needs did not succeed")
-    plan = state.plan
-    nodes: dict[str, dict[str, Json]] = {
-        ref.path[1]: {"status": state.node_status[plan.index[ref.path[1]]].value}
-        for ref in ex.references(tree)
-        if ref.path[0] == "nodes" and len(ref.path) > 1
-    }
-    status = ex.StatusView(success=success, failure=bool(state.tainted[i]), cancelled=state.stop is not None)
-    if ex.truthy(ex.evaluate(tree, replace(scope, nodes=nodes, status=status))):
-        return None
-    return NodeSkipped(node=node.id, reason="condition", text=f"if: {node.condition}")
-
-
-def resolve_inputs(bench: Workbench, state: RunState, node: Node, scope: ex.Scope) -> dict[str, Json]:
-    """The values of a node's declared inputs. Raises EvaluationError naming one that is missing."""
-    if not node.inputs:
-        return {}
-    nodes = {name: node_values(bench, state, name) for name in dict.fromkeys(input_sources(node))}
-    scope = replace(scope, nodes=nodes)
-    values: dict[str, Json] = {}
-    for name, item in node.inputs.items():
-        try:
-            if item.expression:
-                values[name] = ex.evaluate(ex.parse(item.expression), scope)
-            else:
-                values[name] = ex.render_value(item.value, scope)
-        except ex.MissingValue as error:
-            if item.has_default:
-                values[name] = item.default
-            elif item.optional:
-                values[name] = None
-            else:
-                raise ex.MissingValue(error.name, f"input `{name}` has no value: {error.message}") from None
-    return values
-
-
-def node_values(bench: Workbench, state: RunState, name: NodeId) -> dict[str, Json]:
-    """What a node gives to those that declared it: its outputs by name, and `status`."""
-    i = state.plan.index[name]
-    refs = state.outputs.get(i, {}) if state.node_status[i] is Status.COMPLETED else {}
-    values: dict[str, Json] = {}
-    for key, ref in refs.items():
-        assert isinstance(ref, dict)
-        values[key] = bench.context.get(ref)
-    values["status"] = state.node_status[i].value
-    return values
-
-
-def _pass_inputs(bench: Workbench, command: Command, node: Node, number: int, inputs: dict[str, Json]) -> None:
-    """Inputs as INPUT_<NAME> (up to MAX_ENV_BYTES) and as one JSON file."""
-    from hashlib import sha256
-
-    path = f"{bench.exchange}/{node.id}.{number}.in.json"
-    write_inputs(path, inputs)
-    command.env["DAGRUN_INPUTS"] = path
-    for name, value in inputs.items():
-        text = value if isinstance(value, str) else dumps(value, separators=(",", ":"), ensure_ascii=False)
-        if len(text.encode("utf-8", "surrogatepass")) <= MAX_ENV_BYTES and "\0" not in text:
-            command.env["INPUT_" + name.upper().replace("-", "_")] = text
-    whole = dumps(inputs, sort_keys=True, separators=(",", ":"))
-    command.inputs_digest = sha256(whole.encode()).hexdigest()
-
-
-def _hasher(project: str) -> Callable[[tuple[str, ...]], str]:
-    """hashFiles of expressions: sha256 over the files that the patterns match, sorted by path."""
-
-    def hash_files(patterns: tuple[str, ...]) -> str:
-        from hashlib import sha256
-
-        from dagrun.store.artifacts import collect
-
-        try:
-            paths = collect(patterns, project)
-        except OutputError as error:
-            raise ex.EvaluationError(f"hashFiles: {error.message}") from None
-        if not paths:
-            return ""
-        total = sha256()
-        for path in paths:
-            with open(os.path.join(project, path), "rb") as file:
-                one = sha256()
-                while chunk := file.read(1 << 20):
-                    one.update(chunk)
-            total.update(one.digest())
-        return total.hexdigest()
-
-    return hash_files
+    return prepare_rich(bench, state, i, number, env, output_path)
 
 
 # ---------------------------------------------------------------- from the exit to an outcome
@@ -290,7 +94,9 @@ class Running:
     ending: Ending | None = None
 
 
-def conclude(bench: Workbench, logs: LogPool, node: Node, run: Running, exit_: Exit, *, retire: bool) -> AttemptFinished:
+def conclude(
+    bench: Workbench, logs: LogPool, node: Node, run: Running, exit_: Exit, *, retire: bool
+) -> AttemptFinished:
     """The outcome of an attempt whose processes are all dead; gives its log slot back.
 
     `retire`: something may still hold the log files. Raises EnvironmentFault when the store fails.
@@ -304,10 +110,11 @@ def conclude(bench: Workbench, logs: LogPool, node: Node, run: Running, exit_: E
             artifacts = tuple(bench.context.store_artifacts(node.artifacts, bench.project))
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
-    summary = _summary(logs, run.slot, outcome)
     if bench.mask and logs.written(run.slot):
         mask_file(bench.mask, run.slot.out_fd)
         mask_file(bench.mask, run.slot.err_fd)
+    # after the masking: a summary cut from the raw text could end within a secret
+    summary = _summary(logs, run.slot, outcome)
     out_bytes, err_bytes = logs.release(run.slot, node.id, run.number, retire=retire)
     return AttemptFinished(
         node=node.id,
@@ -386,6 +193,8 @@ def _one_output(bench: Workbench, run: Running, name: str, output: Output, writt
     if output.path:
         if isinstance(value, str) and output.source != "json":
             raise OutputError(f"output `{name}` is text: `path` selects only in JSON")
+        from dagrun.core import expression as ex
+
         try:
             value = ex.select(value, output.path)
         except ex.EvaluationError as error:

@@ -10,14 +10,19 @@ from dagrun.errors import EnvironmentFault
 from dagrun.store.rundir import RunDir
 
 
+def exchange_path(run: RunDir) -> str:
+    """Where the folder of a run is, or would be."""
+    base = os.environ.get("TMPDIR") or "/tmp"
+    return f"{base}/dagrun-{os.getuid()}/{run.id}-{crc32(os.path.abspath(run.path).encode()):08x}"
+
+
 def make_exchange(run: RunDir) -> str:
     """An empty folder that only this user can enter; the same path for every session of a run.
 
     Raises EnvironmentFault when the temporary folder can't be used or somebody else made it first.
     """
-    base = os.environ.get("TMPDIR") or "/tmp"
-    parent = f"{base}/dagrun-{os.getuid()}"
-    path = f"{parent}/{run.id}-{crc32(os.path.abspath(run.path).encode()):08x}"
+    path = exchange_path(run)
+    parent = os.path.dirname(path)
     try:
         os.makedirs(parent, mode=0o700, exist_ok=True)
         found = os.lstat(parent)

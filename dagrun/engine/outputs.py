@@ -6,7 +6,7 @@ from dagrun.core import expression as ex
 from dagrun.core.names import Json
 from dagrun.core.plan import is_bare
 from dagrun.core.state import RunState
-from dagrun.engine.attempt import Workbench, node_values, run_context
+from dagrun.engine.bench import Workbench, node_values, run_context
 
 
 def workflow_outputs(bench: Workbench, state: RunState) -> dict[str, Json]:

@@ -16,11 +16,8 @@ from dagrun.core.patch import Alternative, Fallback, Insert, Modify, Patch, Retr
 from dagrun.core.replan import Actor, admit, chain_length, fallback_patch, proposal, refusal, stale_base
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Fault, OnFailure
-from dagrun.engine.attempt import Workbench
+from dagrun.engine.bench import Workbench
 from dagrun.errors import InputError
-from dagrun.store.exchange import read_bytes
-
-MAX_PATCH_BYTES = 1 << 20
 
 
 def escalate(bench: Workbench, state: RunState, i: int, step: str) -> list[Event]:
@@ -98,11 +95,6 @@ def _ask(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> Event:
 
 
 # ---------------------------------------------------------------- what a node wrote to $DAGRUN_PATCH
-
-
-def read_patch_file(path: str) -> bytes | None:
-    """What an attempt wrote to $DAGRUN_PATCH; None when it wrote nothing. Raises OutputError."""
-    return read_bytes(path, MAX_PATCH_BYTES, what="$DAGRUN_PATCH")
 
 
 def patch_from_node(state: RunState, node: NodeId, data: bytes) -> list[Event]:

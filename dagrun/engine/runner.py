@@ -13,7 +13,7 @@ import select
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EMFILE, ENFILE
+from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
 from heapq import heapify, heappop, heappush
 from time import monotonic, time
 from typing import Literal, NoReturn, TypeAlias
@@ -34,19 +34,18 @@ from dagrun.core.event import (
     decode,
     encode,
 )
-from dagrun.core.names import NodeId, Outcome, RunStatus, format_duration
+from dagrun.core.names import Json, NodeId, Outcome, RunStatus, format_duration
 from dagrun.core.state import RunState, evolve
-from dagrun.engine.attempt import Command, Ending, Running, Workbench, conclude, prepare
+from dagrun.engine.attempt import Ending, Running, conclude, prepare
+from dagrun.engine.bench import Command, Workbench
 from dagrun.engine.observer import Observer
-from dagrun.engine.outputs import workflow_outputs
-from dagrun.engine.replanning import escalate, patch_from_node, read_patch_file
 from dagrun.errors import BugError, EnvironmentFault, JournalError
 from dagrun.sandbox.base import Child, SpawnBusy, SpawnFailed
 from dagrun.sandbox.logpool import LogPool, Slot
 from dagrun.sandbox.plain import Plain
 from dagrun.sandbox.watchdog import EngineSide, kill_everything
-from dagrun.store.disk import DiskFull
-from dagrun.store.exchange import OutputError
+from dagrun.store.disk import DiskFull, disk_fault
+from dagrun.store.exchange import OutputError, read_bytes
 from dagrun.store.fault import ARMED, fault
 from dagrun.store.journal import Journal
 from dagrun.store.rundir import RunDir
@@ -56,6 +55,7 @@ Timer: TypeAlias = Literal["timeout", "kill", "run_timeout", "drained", "spawn",
 
 ToSpawn: TypeAlias = tuple[int, Command, Slot | None, str]
 
+TAIL_BYTES = 1024
 DRAIN_S = 10.0  # what running nodes get after the first Ctrl-C
 STOP_GRACE_S = 5.0  # at most, whatever a node's grace, once the run is to stop now
 SIZE_CHECK_S = 1.0
@@ -63,6 +63,7 @@ SPAWNED_AFTER_S = 0.005  # a command that ends sooner needs no pid in the journa
 POLL_S = 0.25  # how often the journal is looked at where the kernel gives no notice
 SLEEP_GAP_S = 5.0  # a turn that took this long was a stopped process: deadlines move
 SPAWN_PATIENCE_S = 60.0
+MAX_PATCH_BYTES = 1 << 20
 _SIGNALS: dict[int, StopCause] = {
     signal.SIGINT: "sigint",
     signal.SIGTERM: "sigterm",
@@ -133,9 +134,9 @@ class Runner:
                 self._timer(asked.deadline - time(), "review", i)
         self.observer.attached(self.state, self.tail)
         try:
-            while self.ended is None:
-                self._turn()
+            self._loop()
             self.syncer.close()
+            assert self.ended is not None
             return self.ended
         except DiskFull:
             self._give_up_full_disk()
@@ -145,6 +146,13 @@ class Runner:
             raise
         finally:
             self._close()
+
+    def _loop(self) -> None:
+        try:
+            while self.ended is None:
+                self._turn()
+        except OSError as error:  # the folder of the run is gone, or its disk gave out
+            raise disk_fault("can't go on in", self.run_dir.path, error) from error
 
     def _turn(self) -> None:
         """Wait; collect what ended; under the journal's lock fold, decide and write; then spawn."""
@@ -162,10 +170,8 @@ class Runner:
         try:
             for fact in facts:
                 self._fold(fact, events)
-            patches, self.patches = self.patches, []
-            for name, data in patches:
-                for event in patch_from_node(self.state, name, data):
-                    self._fold(event, events)
+            if self.patches:
+                self._judge_patches(events)
             if self.side.fileno() in ready:
                 self._signals(events)
             self._note_pids(now, events)
@@ -206,6 +212,8 @@ class Runner:
             case Cancel(i, reason):
                 self._cancel(i, reason, events)
             case Escalate(i, step):
+                from dagrun.engine.replanning import escalate
+
                 for event in escalate(self.bench, self.state, i, step):
                     self._fold(event, events)
             case Finish():
@@ -218,13 +226,16 @@ class Runner:
         """The descriptors that have something, after at most the time until the next thing is due."""
         if self.notice is not None:
             self.notice.drain()  # our own appends ring it too; what others wrote is read by `_begin`
-        return [fd for fd, _ in self.poll.poll(self._next_due())]
+        # what came between our last look and the drain rings no more
+        found = os.fstat(self.journal.fileno())
+        unread = found.st_size != self.journal.offset or not found.st_nlink
+        return [fd for fd, _ in self.poll.poll(0.0 if unread else self._next_due())]
 
     def _next_due(self) -> float | None:
         now = monotonic()
         due = self.timers[0][0] if self.timers else None
-        wake = next_wake(self.state)
-        if wake is not None and (due is None or wake < due) and len(self.state.running) < self.room.parallel:
+        wake = next_wake(self.state, self.last_turn)
+        if wake is not None and (due is None or wake < due):
             due = wake
         if self.observer.interval_s is not None and (due is None or self.next_tick < due):
             due = self.next_tick
@@ -344,6 +355,8 @@ class Runner:
         except OSError as error:
             if error.errno in (EMFILE, ENFILE):
                 return None, error.strerror or "too many open files"
+            if error.errno in (ENOSPC, EDQUOT):
+                raise disk_fault("can't open log files in", self.run_dir.nodes, error) from error
             raise EnvironmentFault(f"can't open log files in {self.run_dir.nodes}: {error.strerror}") from error
 
     def _spawn(self, i: int, command: Command, slot: Slot | None, why: str) -> None:
@@ -397,7 +410,7 @@ class Runner:
     def _busy(self, i: int, command: Command, why: str) -> None:
         """The machine is short of processes or descriptors: fewer at a time, and try again later."""
         now = monotonic()
-        if not self.spawn_stuck_since:
+        if not self.spawn_stuck_since or self.children:  # the end of a command gives back what it held
             self.spawn_stuck_since = now
         if now - self.spawn_stuck_since > SPAWN_PATIENCE_S:
             raise EnvironmentFault(
@@ -422,6 +435,8 @@ class Runner:
         swept = self.sandbox.sweep(child)
         exit_ = self.sandbox.reap(child)
         self.by_node.pop(run.node, None)
+        if self.waiting:
+            self._timer(0.0, "spawn", -1)
         node = self.state.plan.nodes[run.node]
         retire = bool(swept.count or swept.alive or swept.unattributed)
         if swept.count and run.ending is None:
@@ -431,10 +446,18 @@ class Runner:
         facts.append(conclude(self.bench, self.logs, node, run, exit_, retire=retire))
         self._collect_patch(node.id, run.command)
 
+    def _judge_patches(self, events: list[Event]) -> None:
+        from dagrun.engine.replanning import patch_from_node
+
+        patches, self.patches = self.patches, []
+        for name, data in patches:
+            for event in patch_from_node(self.state, name, data):
+                self._fold(event, events)
+
     def _collect_patch(self, node: NodeId, command: Command) -> None:
         """Remember what an attempt wrote to $DAGRUN_PATCH, to be judged under the lock."""
         try:
-            data = read_patch_file(command.env["DAGRUN_PATCH"])
+            data = read_bytes(command.env["DAGRUN_PATCH"], MAX_PATCH_BYTES, what="$DAGRUN_PATCH")
         except OutputError as error:
             self.facts.append(Warned(node=node, text=error.message))
             return
@@ -471,7 +494,7 @@ class Runner:
         self._timer(grace if at_most_s is None else min(grace, at_most_s), "kill", run.node, run.number)
 
     def _finish(self, finish: Finish) -> None:
-        outputs = workflow_outputs(self.bench, self.state) if finish.status is RunStatus.COMPLETED else {}
+        outputs = self._outputs() if finish.status is RunStatus.COMPLETED else {}
         event = RunEnded(status=finish.status, exit_code=finish.exit_code, reason=finish.reason, outputs=outputs)
         self.sandbox.end_all()
         news = self._begin()
@@ -484,6 +507,13 @@ class Runner:
             self.journal.end()
         self._after_write([event])
         self.ended = event
+
+    def _outputs(self) -> dict[str, Json]:
+        if not self.state.plan.workflow.outputs:
+            return {}
+        from dagrun.engine.outputs import workflow_outputs
+
+        return workflow_outputs(self.bench, self.state)
 
     # ------------------------------------------------------------ timers and signals
 
@@ -502,11 +532,10 @@ class Runner:
 
     def _due(self, kind: Timer, node: int, number: int, events: list[Event]) -> None:
         match kind:
-            case "run_timeout":
-                self._stop("timeout", "now", events)
-            case "drained":
-                if self.state.stop is not None:
-                    self._stop(self.state.stop.cause, "now", events)
+            case "run_timeout" | "drained":
+                stop = self.state.stop
+                if stop is None or stop.mode == "drain":
+                    self._stop(stop.cause if stop is not None else "timeout", "now", events)
             case "spawn":
                 waiting, self.waiting = self.waiting, []
                 for i, command in waiting:
@@ -515,8 +544,12 @@ class Runner:
                 self._check_sizes()
             case "review":
                 asked = self.state.reviews.get(node)
-                if asked is not None and asked.deadline and asked.deadline <= time() + 0.01:
+                if asked is None or not asked.deadline:
+                    return
+                if asked.deadline <= time() + 0.01:
                     self._fold(ReviewDecided(node=asked.node, decision="timed_out", by="dagrun"), events)
+                else:  # the wall clock was set back
+                    self._timer(asked.deadline - time(), "review", node)
             case "timeout" | "kill":
                 child = self.by_node.get(node)
                 if child is not None and self.children[child.pidfd][1].number == number:
@@ -552,8 +585,9 @@ class Runner:
             if cause is None:
                 continue
             stop = self.state.stop
-            if stop is not None and stop.mode == "now" and cause == "sigint":
-                self._kill_all_now()
+            if stop is not None and stop.mode == "now":
+                if cause == "sigint":
+                    self._kill_all_now()
             elif cause == "sigint" and stop is None and self.state.running:
                 self._stop(cause, "drain", events)
                 self._timer(DRAIN_S, "drained", -1)
@@ -581,15 +615,20 @@ class Runner:
         found = self.children.get(child.pidfd) if child is not None else None
         if found is None:
             return b""
-        slot = found[1].slot
-        return self.logs.tail(slot, 1024) or self.logs.tail(slot, 1024, "err")
+        slot, mask = found[1].slot, self.bench.mask
+        # the cut at the front may go through a secret: what is left of it is cut off too
+        data = self.logs.tail(slot, TAIL_BYTES + mask.longest) or self.logs.tail(slot, TAIL_BYTES + mask.longest, "err")
+        return mask.same_length(data)[-TAIL_BYTES:]
 
     def _give_up(self, why: EnvironmentFault) -> None:
         """The machine gave out: end everything, and say so in the journal."""
         self.sandbox.end_all()
         event = RunEnded(status=RunStatus.INTERRUPTED, exit_code=why.exit_code, reason=why.message)
-        self.journal.append([encode(event)], epoch=self.epoch, on_news=lambda _: True)
-        self.journal.sync()
+        try:
+            self.journal.append([encode(event)], epoch=self.epoch, on_news=lambda _: True)
+            self.journal.sync()
+        except JournalError:
+            pass  # what went wrong first is what a person has to know
 
     def _give_up_full_disk(self) -> NoReturn:
         """No room for the journal: free the ballast, say so in it, end everything; resume works."""
@@ -611,6 +650,10 @@ class Runner:
         failed = self.ended is None
         if failed:
             self.sandbox.end_all()
+            try:
+                self.syncer.close()
+            except JournalError:
+                pass  # said already: it is, or comes from, what ended the run
         closers: list[Callable[[], None]] = [self.logs.close, self.sandbox.close, self.poll.close]
         if self.notice is not None:
             closers.append(self.notice.close)

@@ -20,25 +20,28 @@ from dagrun.core.event import (
     RunEnded,
     StopRequested,
     Warned,
+    decode,
     encode,
 )
+from dagrun.core.mask import Masker
 from dagrun.core.names import Json, NodeId, Outcome, RunStatus, Status
 from dagrun.core.plan import Plan, compile_plan, input_sources, near
 from dagrun.core.selection import select
 from dagrun.core.state import RunState, evolve, new_state
 from dagrun.core.workflow import Workflow, workflow_to_json
-from dagrun.engine.attempt import Workbench
-from dagrun.engine.exchange import make_exchange, remove_exchange
+from dagrun.engine.attempt import mask_file
+from dagrun.engine.bench import Workbench
+from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.observer import Observer
 from dagrun.engine.runner import Runner
-from dagrun.engine.secrets import resolve
-from dagrun.errors import EnvironmentFault, InputError, Problem
+from dagrun.engine.secrets import masker, resolve
+from dagrun.errors import EnvironmentFault, InputError, Problem, RunLockedError
 from dagrun.sandbox.deadrun import reap_dead_run
 from dagrun.sandbox.logpool import recover
 from dagrun.sandbox.procs import boot_id
 from dagrun.sandbox.watchdog import EngineSide
 from dagrun.store.context import ContextStore
-from dagrun.store.disk import write_atomic
+from dagrun.store.disk import disk_fault, write_atomic
 from dagrun.store.history import History, load_state
 from dagrun.store.journal import Journal
 from dagrun.store.lock import Lock
@@ -246,6 +249,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         history = History(run, write=True)
         state, journal = history.state, history.journal
         if state.status is RunStatus.COMPLETED:
+            remove_exchange(exchange_path(run))  # a kill after the last record leaves it
             return Ended(run, state, state.status, 0)
         killed = _reap(run, state)
         workflow = state.plan.workflow
@@ -253,6 +257,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         secrets = resolve(workflow, project, os.environ)
         room = make_room(workflow, options)
         _check_room(workflow, room)
+        _name_logs(run, state, masker(secrets))
         revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
         events: list[Event] = [_attach(room, revive=revive), *_lost(state)]
         notes = [f"killed what the dead run had left: {', '.join(killed[:5])}"] if killed else []
@@ -268,13 +273,25 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
 
 
 def _reap(run: RunDir, state: RunState) -> list[str]:
-    """Kill what is alive of a dead run and name its logs; the names of what was killed."""
+    """Kill what is alive of a dead run, whose lock we hold; the names of what was killed."""
     boot = state.engine.boot_id if state.engine is not None else ""
     recorded = [(a.pid, a.ticks, boot) for a in state.running.values() if a.pid]
-    killed = reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
+    return reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
+
+
+def _name_logs(run: RunDir, state: RunState, mask: Masker) -> None:
+    """Give the logs of the attempts that died with their engine their names, and mask what nobody masked."""
     slots = [(a.slot, state.plan.ids[i], a.number) for i, a in state.running.items() if a.slot >= 0]
-    recover(run.nodes, slots)
-    return killed
+    try:
+        for name in recover(run.nodes, slots):
+            if mask:
+                fd = os.open(f"{run.nodes}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    mask_file(mask, fd)
+                finally:
+                    os.close(fd)
+    except OSError as error:
+        raise disk_fault("can't name the logs in", run.nodes, error) from error
 
 
 def _lost(state: RunState) -> list[Event]:
@@ -340,19 +357,55 @@ def request_cancel(run: RunDir, by: str) -> RunStatus:
 
     The status the run has now: `running` means that its engine was asked. Durable on return.
     """
+    while True:
+        try:
+            lock = run.lock({})
+        except RunLockedError:
+            lock = None  # its engine is at work: ask it
+        try:
+            status = _cancel(run, by, alone=lock is not None)
+            if status is not None:
+                return status
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
+    """The status after the request; None if the engine that was to be asked let go meanwhile."""
     history = History(run, write=True)
+    state, journal = history.state, history.journal
     try:
-        state, journal = history.state, history.journal
-        if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
-            return state.status
-        events: list[Event] = [StopRequested(cause="cancel", mode="now", by=by)]
-        alive = run.lock_holder() is not None
-        if not alive:
+        if alone:
             _reap(run, state)
-            code = EXIT_CODES[RunStatus.CANCELLED]
-            events.append(RunEnded(status=RunStatus.CANCELLED, exit_code=code, reason=f"cancelled by {by}"))
-        journal.append([encode(e) for e in events])
+        for record in journal.begin():
+            for event in map(decode, record.events):
+                evolve(state, event, record.t, record.m)
+        try:
+            if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
+                return state.status
+            if state.ended is not None and not alone:
+                return None
+            events: list[Event] = [StopRequested(cause="cancel", mode="now", by=by)]
+            if alone:
+                _name_logs(run, state, _masker_at_hand(state))
+                code = EXIT_CODES[RunStatus.CANCELLED]
+                events += [*_lost(state), RunEnded(status=RunStatus.CANCELLED, exit_code=code, reason=f"cancelled by {by}")]
+            journal.write([encode(e) for e in events])
+        finally:
+            journal.end()
         journal.sync()
-        return RunStatus.RUNNING if alive else RunStatus.CANCELLED
+        if not alone:
+            return RunStatus.RUNNING
+        remove_exchange(exchange_path(run))
+        return RunStatus.CANCELLED
     finally:
         history.close()
+
+
+def _masker_at_hand(state: RunState) -> Masker:
+    """What hides the secrets of a run; nothing where they can't be had: that must not keep a run alive."""
+    try:
+        return masker(resolve(state.plan.workflow, state.created.project, os.environ))
+    except InputError:
+        return masker({})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dagrun.core.names import Json
 
 MAX_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 100  # what every reader and writer of JSON on the way can take, whatever its own stack holds
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -117,16 +118,32 @@ def parse_json(text: str, what: str = "text") -> Json:
 
     text = text.removeprefix("\ufeff")
     try:
-        return cast(
-            "Json",
-            loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique),
-        )
+        value = loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
     except JSONDecodeError as error:
         raise OutputError(f"{what} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except RecursionError as error:
         raise OutputError(f"{what} is not usable JSON: it is nested too deeply") from error
     except ValueError as error:
         raise OutputError(f"{what} is not usable JSON: {error}") from error
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise OutputError(f"{what} is not usable JSON: it is nested too deeply (more than {MAX_DEPTH} levels)")
+    return cast("Json", value)
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and objects are nested more than `limit` deep; level by level, so without recursion."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ] if level else level
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -71,9 +71,10 @@ class Syncer:
     def _run(self) -> None:
         while self._error is None:
             self._wake.wait()
+            # before the look at `_closing`: a close that comes after that look wakes us again
+            self._wake.clear()
             if self._closing.wait(GATHER_S):
                 return
-            self._wake.clear()
             self._sync()
 
     def _sync(self) -> None:

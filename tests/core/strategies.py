@@ -305,12 +305,12 @@ def check_state(state: RunState) -> None:
 
 
 def _check_taint(state: RunState, failing: list[bool]) -> None:
-    """`tainted` is exact for every node that can be decided; before that it may lag behind."""
+    """`tainted` is exact for every node that is to be decided; before that, and after, it may lag behind."""
     plan = state.plan
     tainted = [False] * len(plan.ids)
     for i in sorted(range(len(plan.ids)), key=plan.wave.__getitem__):
         tainted[i] = any(tainted[d] or failing[d] for d in plan.needs[i])
-        if not state.unmet[i]:
+        if not state.unmet[i] and state.node_status[i] not in SETTLED:
             assert bool(state.tainted[i]) == tainted[i], plan.ids[i]
 
 

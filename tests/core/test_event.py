@@ -35,7 +35,9 @@ BY_TYPE: dict[str, st.SearchStrategy[object]] = {
 def strategy_of(cls: type) -> st.SearchStrategy[Event]:
     """Any event of a class; mappings and JSON of any shape."""
     hints = typing.get_type_hints(cls)
-    made = {f.name: BY_TYPE.get(str(f.type)) or st.from_type(hints[f.name]) for f in fields(cls)}
+    made = {
+        f.name: BY_TYPE[str(f.type)] if str(f.type) in BY_TYPE else st.from_type(hints[f.name]) for f in fields(cls)
+    }
     return st.builds(cls, **made)
 
 

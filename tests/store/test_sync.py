@@ -92,3 +92,27 @@ def test_a_notice_comes_with_the_append(journal: Journal) -> None:
 
 def test_there_is_no_notice_for_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert Notice.watch(str(tmp_path / "none")) is None
+
+
+def test_a_close_just_as_the_thread_has_looked_for_one_ends_it(journal: Journal) -> None:
+    class ClosedAfterTheLook(threading.Event):
+        """The worst moment: somebody closes right after the thread saw that nobody did."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            seen = super().wait(timeout)
+            self.set()
+            syncer._wake.set()
+            return seen
+
+    syncer = Syncer(journal)
+    syncer.poke()
+    syncer.close()
+    syncer._start()
+    thread = syncer._thread
+    assert thread is not None
+    syncer._closing = ClosedAfterTheLook()
+    syncer.poke()
+    syncer._wake.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    syncer.close()
