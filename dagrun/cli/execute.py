@@ -1,0 +1,290 @@
+"""execute, resume, cancel: what has to do with an engine.
+
+Once the arguments are understood everything of `execute` and `resume` happens in the engine's own
+process, the child of a watchdog (`run_under_watchdog`), with a door of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from dagrun.cli.app import door
+from dagrun.cli.console import Settings, emit, emit_json, say
+from dagrun.cli.groups import PARALLEL, PARAM, PARAMS, command
+from dagrun.cli.look import ARGUMENT, resolved, show_values
+from dagrun.cli.show import UIS, Show, check_ui
+from dagrun.errors import EnvironmentFault, InputError, UsageError
+
+if TYPE_CHECKING:
+    from dagrun.core.workflow import Workflow
+    from dagrun.engine.session import Ended, Options
+    from dagrun.sandbox.watchdog import EngineSide
+
+_UI = typer.Option("auto", "--ui", metavar="UI", help=f"How to show it: {', '.join(UIS)}.")
+_JUNIT = typer.Option("", "--junit", metavar="FILE", show_default=False, help="Write a JUnit report there.")
+_ONLY = typer.Option([], "--only", metavar="NODE", show_default=False, help="Run only this node.")
+_FROM = typer.Option([], "--from", metavar="NODE", show_default=False, help="This node and what follows it.")
+_UNTIL = typer.Option([], "--until", metavar="NODE", show_default=False, help="This node and what it needs.")
+_FAIL_FORM = "NODE[:OUTCOME[:ATTEMPT]]"
+_FAIL = typer.Option([], "--fail", metavar=_FAIL_FORM, show_default=False, help="Make a node fail so.")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    """What was asked of `execute`, as it was written."""
+
+    file: str
+    params: list[str]
+    params_file: str
+    parallel: int | None
+    only: list[str]
+    from_: list[str]
+    until: list[str]
+    outputs_of: str
+    fail: list[str]
+    ui: str
+    junit: str
+
+
+@command(
+    "execute",
+    "dagrun execute flow.yaml -p topic=graphs -j 4\n"
+    "dagrun execute flow.yaml --dry-run\n"
+    "dagrun execute flow.yaml --from test --outputs-of last\n"
+    "dagrun execute flow.yaml --fail build:timed_out:1   # how does it take that?",
+)
+def execute(
+    ctx: typer.Context,
+    file: str = typer.Argument(..., metavar="FILE", help="The workflow; - reads it from stdin."),
+    param: list[str] = PARAM,
+    params: str = PARAMS,
+    parallel: int = PARALLEL,
+    only: list[str] = _ONLY,
+    from_: list[str] = _FROM,
+    until: list[str] = _UNTIL,
+    outputs_of: str = typer.Option("", "--outputs-of", metavar="RUN", show_default=False, help="For nodes left out."),
+    dry_run: bool = typer.Option(False, "-n", "--dry-run", help="Show what would run; make nothing."),
+    fail: list[str] = _FAIL,
+    ui: str = _UI,
+    junit: str = _JUNIT,
+    provider: str = typer.Option("", "--provider", hidden=True),
+    replay: str = typer.Option("", "--replay", hidden=True),
+) -> None:
+    """Run a workflow, always as a new run. Exit 0 if it completed, 1 if nodes failed.
+
+    The show goes to stderr, the outputs of the workflow to stdout.
+    """
+    settings: Settings = ctx.obj
+    if provider or replay:
+        option = "--provider" if provider else "--replay"
+        raise UsageError(f"not yet: `{option}` comes in a later version", hint="what there is: dagrun execute --help")
+    check_ui(ui)
+    request = _Request(
+        file=file,
+        params=param,
+        params_file=params,
+        parallel=parallel,
+        only=only,
+        from_=from_,
+        until=until,
+        outputs_of=outputs_of,
+        fail=fail,
+        ui=ui,
+        junit=junit,
+    )
+    if dry_run:
+        _dry_run(settings, request)
+    else:
+        _in_engine(settings, lambda side: _execute(settings, request, side))
+
+
+def _in_engine(settings: Settings, work: Callable[[EngineSide], int]) -> None:
+    """Do `work` in the engine's process; this one becomes its watchdog, and leaves with its exit code."""
+    from dagrun.sandbox.watchdog import run_under_watchdog
+
+    words = sys.argv[1:]
+    raise typer.Exit(run_under_watchdog(lambda side: door(settings, lambda: work(side), words)))
+
+
+# ---------------------------------------------------------------- in the engine's process
+
+
+def _execute(settings: Settings, request: _Request, side: EngineSide) -> int:
+    from dagrun.engine import session
+
+    _check_junit(request.junit)
+    workflow, options = _prepared(request)
+    session.check_options(workflow, options)
+    _mention_unfinished(settings, workflow)
+    shown = Show(settings, request.ui)
+    ended = session.execute(workflow, options, shown.observer, side)
+    return _conclude(settings, ended, shown, request.junit)
+
+
+def _prepared(request: _Request) -> tuple[Workflow, Options]:
+    """The workflow and what is to be done with it. Raises InputError and UsageError."""
+    from dagrun.cli.params import injected, typed_params
+    from dagrun.engine.session import Options
+    from dagrun.errors import render_problem
+    from dagrun.flowfile.load import read_workflow
+
+    try:
+        loaded = read_workflow(request.file)
+    except InputError as error:
+        error.hint = error.hint or f"fix that, then: dagrun validate {request.file}"
+        raise
+    for problem in loaded.warnings:
+        say(render_problem(problem))
+    workflow = loaded.workflow
+    options = Options(
+        project=os.getcwd(),
+        params=typed_params(workflow, request.params, request.params_file or None),
+        parallel=request.parallel,
+        only=request.only,
+        from_=request.from_,
+        until=request.until,
+        outputs_of=_earlier_run(request.outputs_of),
+        fail=injected(workflow, request.fail),
+    )
+    return workflow, options
+
+
+def _earlier_run(text: str) -> str | None:
+    """The id of the run that --outputs-of names: `last` means another one as soon as the new run is there."""
+    from dagrun.store.rundir import find_run
+
+    return find_run(".", text).id if text else None
+
+
+def _check_junit(path: str) -> None:
+    """Refuse a report that can't be written before an hour of work, not after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if path and (os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK)):
+        raise UsageError(f"--junit: can't write {path}", hint="name a file in a folder that is there")
+
+
+def _mention_unfinished(settings: Settings, workflow: Workflow) -> None:
+    from dagrun.cli.runs import unfinished_run
+
+    found = unfinished_run(workflow.name)
+    if found and not settings.quiet:
+        say(settings.hint(f"note: run {found.id} of {workflow.name} has not finished: dagrun resume {found.id}"))
+
+
+def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str) -> int:
+    """The summary on stderr, the results on stdout, the reports; the exit code of the command."""
+    from dagrun.core.trace import totals
+
+    final = ended.state.ended
+    outputs = resolved(ended.run, final.outputs) if final else {}
+    shown.summarize(ended.run, ended.state)
+    code = ended.exit_code
+    if junit:
+        code = _write_junit(ended, junit) or code
+    if settings.json:
+        emit_json(
+            {
+                "run_id": ended.run_id,
+                "status": ended.status,
+                "exit_code": ended.exit_code,
+                "outputs": outputs,
+                "totals": totals(ended.state),
+            }
+        )
+    elif shown.ui != "json":
+        show_values(outputs)
+    return code
+
+
+def _write_junit(ended: Ended, path: str) -> int:
+    """Write the report; 0, or what the command exits with when it can't and the run was well."""
+    from dagrun.cli.show import write_junit
+
+    try:
+        write_junit(ended.run, ended.state, path)
+    except OSError as error:
+        say(f"warning: can't write {path}: {error.strerror}")
+        return ended.exit_code or EnvironmentFault.exit_code
+    return 0
+
+
+# ---------------------------------------------------------------- resume, cancel
+
+
+@command("resume", "dagrun resume\ndagrun resume r7k2 -j 2")
+def resume(
+    ctx: typer.Context,
+    run: str = ARGUMENT,
+    parallel: int = PARALLEL,
+    ui: str = _UI,
+    junit: str = _JUNIT,
+) -> None:
+    """Go on with a run that has not completed: what is done stays done, what failed is tried again."""
+    settings: Settings = ctx.obj
+    check_ui(ui)
+    _in_engine(settings, lambda side: _resume(settings, run, parallel, ui, junit, side))
+
+
+def _resume(settings: Settings, run: str, parallel: int | None, ui: str, junit: str, side: EngineSide) -> int:
+    from dagrun.core.names import RunStatus
+    from dagrun.engine import session
+    from dagrun.store.history import load_state
+    from dagrun.store.rundir import find_run
+
+    _check_junit(junit)
+    found = find_run(".", run)
+    if load_state(found).status is RunStatus.COMPLETED and not settings.json:
+        say(f"run {found.id} has completed: there is nothing to resume")
+        say(settings.hint(f"  help: dagrun trace show {found.id}"))
+        return 0
+    options = session.Options(project=os.getcwd(), parallel=parallel)
+    shown = Show(settings, ui)
+    ended = session.resume(found, options, shown.observer, side)
+    return _conclude(settings, ended, shown, junit)
+
+
+@command("cancel", "dagrun cancel\ndagrun cancel r7k2")
+def cancel(ctx: typer.Context, run: str = ARGUMENT) -> None:
+    """End a run for good: what runs is ended, what waits is not started. It can still be resumed."""
+    from dagrun.core.names import RunStatus
+    from dagrun.engine.session import request_cancel
+    from dagrun.store.rundir import find_run
+
+    settings: Settings = ctx.obj
+    found = find_run(".", run)
+    status = request_cancel(found, _who())
+    asked = status is RunStatus.RUNNING
+    if settings.json:
+        emit_json({"run_id": found.id, "status": status, "asked": asked})
+    elif asked:
+        emit(f"asked the engine of run {found.id} to end it")
+        say(settings.hint(f"  help: watch it: dagrun trace follow {found.id}"))
+    elif status is RunStatus.CANCELLED:
+        emit(f"run {found.id} is cancelled")
+    else:
+        emit(f"run {found.id} has {status} already: there is nothing to cancel")
+
+
+def _who() -> str:
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}"
+
+
+# ---------------------------------------------------------------- dry run
+
+
+def _dry_run(settings: Settings, request: _Request) -> None:
+    """What `execute` would do, and nothing else."""
+    from dagrun.cli.plan import show_selection
+    from dagrun.engine.session import check_options
+
+    workflow, options = _prepared(request)
+    check_options(workflow, options)
+    show_selection(settings, workflow, options)
+    if not settings.json and not settings.quiet:
+        say("dry run: nothing was started")

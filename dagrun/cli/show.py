@@ -1,0 +1,104 @@
+"""How a run is shown while it goes on and once it is over; used by execute, resume and trace."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, cast
+
+from dagrun.cli.console import Settings, look_for, say
+from dagrun.core.names import RunStatus
+from dagrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dagrun.core.state import Attempt, RunState
+    from dagrun.engine.observer import Observer
+    from dagrun.store.rundir import RunDir
+    from dagrun.view.choose import Ui
+
+UIS = ("auto", "live", "log", "json", "quiet")
+TAIL_BYTES = 64 * 1024
+
+
+def check_ui(ui: str) -> None:
+    """Raises UsageError for a word that is no --ui."""
+    if ui not in UIS:
+        raise UsageError(f"--ui can't be {ui}", hint=f"one of {', '.join(UIS)}")
+
+
+class Show:
+    """What shows a run: its observer, and the reader of logs that it needs once the run is known."""
+
+    def __init__(self, settings: Settings, ui: str) -> None:
+        from dagrun.engine.observer import Silent
+        from dagrun.view.choose import observer_for
+
+        self.settings = settings
+        self.ui = "quiet" if ui == "auto" and settings.quiet else ui
+        self._read: Callable[[int], bytes] = lambda i: b""
+        # with --json stdout holds one document and nothing else
+        self.observer: Observer = (
+            observer_for(
+                cast("Ui", self.ui),
+                stderr=sys.stderr,
+                stdout=sys.stderr if settings.json else sys.stdout,
+                env=os.environ,
+                color=settings.color,  # type: ignore[arg-type]
+                read=lambda i: self._read(i),
+            )
+            or Silent()
+        )
+
+    def knows(self, run: RunDir, state: RunState) -> None:
+        """From here on the logs of this run can be shown."""
+        self._read = lambda i: last_bytes(run, state, i)
+
+    def summarize(self, run: RunDir, state: RunState, status: RunStatus | None = None) -> None:
+        """How the run ended, on stderr; of a run that went well nothing when it is to be quiet."""
+        from dagrun.view.summary import end_summary
+
+        ended = status or state.status
+        if self.ui == "json" or (ended is RunStatus.COMPLETED and self.ui == "quiet"):
+            return
+        look = look_for(self.settings, sys.stderr)
+        text = end_summary(state, read=lambda i: last_bytes(run, state, i), look=look, outputs={}, status=status)
+        if self.settings.verbose:
+            from dagrun.view.tables import trace_table
+
+            text = f"{trace_table(state, look, status=status)}\n{text}"
+        lines = text.rstrip("\n").split("\n")
+        say("\n".join(line if line.startswith("    | ") else self.settings.hint(line) for line in lines))
+
+
+def log_path(run: RunDir, node: str, attempt: Attempt, stream: str) -> str:
+    """Where a stream of an attempt is now: in its slot while it runs, then under its own name."""
+    if attempt.outcome is None and attempt.slot >= 0:
+        slot = f"{run.nodes}/.slot-{attempt.slot}.{stream}"
+        if os.path.exists(slot):
+            return slot
+    return run.log(node, attempt.number, stream)
+
+
+def last_bytes(run: RunDir, state: RunState, i: int) -> bytes:
+    """The last bytes that a node wrote in its last attempt: of stderr if there are any, else of stdout."""
+    tried = state.attempts[i]
+    for stream in ("err", "out") if tried else ():
+        try:
+            with open(log_path(run, state.plan.ids[i], tried[-1], stream), "rb", buffering=0) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+                data = file.read(TAIL_BYTES)
+        except OSError:
+            continue
+        if data:
+            return data
+    return b""
+
+
+def write_junit(run: RunDir, state: RunState, path: str) -> None:
+    """Write the run as a JUnit report. Raises OSError."""
+    from dagrun.view.report import junit_xml
+
+    with open(path, "w", encoding="utf-8", errors="replace") as file:
+        file.write(junit_xml(state, read=lambda i: last_bytes(run, state, i)))

@@ -1,0 +1,83 @@
+"""plan, and execute --dry-run."""
+
+from __future__ import annotations
+
+from .space import Space
+
+PARAMS = """
+    version: 1
+    name: ships
+    params: {release: {type: boolean, default: false}}
+    nodes:
+      build: {run: "true"}
+      ship: {needs: build, if: params.release, run: "true"}
+    """
+
+
+def test_waves_in_text(space: Space) -> None:
+    done = space.run("plan", "fails.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0].startswith("fails   3 nodes, 3 waves")
+    assert "wave 2  bad" in done.out
+
+
+def test_a_param_decides_what_is_skipped(space: Space) -> None:
+    space.file("ships.yaml", PARAMS)
+
+    def will_run(*words: str) -> dict[str, bool]:
+        nodes = space.run("plan", "ships.yaml", "--json", *words).json["nodes"]
+        return {n["id"]: n["will_run"] for n in nodes}
+
+    assert will_run() == {"build": True, "ship": False}
+    assert will_run("-p", "release=true") == {"build": True, "ship": True}
+    assert space.run("plan", "ships.yaml", "-p", "release=maybe").code == 3
+
+
+def test_graphs_for_other_programs(space: Space) -> None:
+    assert space.run("plan", "hello.yaml", "-o", "mermaid").out.startswith("flowchart ")
+    assert space.run("plan", "hello.yaml", "-o", "dot").out.startswith("digraph ")
+    assert space.run("plan", "hello.yaml", "-o", "png").code == 2
+
+
+def test_a_run_has_a_plan_and_its_times_come_next(space: Space) -> None:
+    assert space.run("plan", "hello.yaml", "--json").json["estimated"] == 0
+    space.run("execute", "hello.yaml", "-q")
+    space.run("execute", "fails.yaml", "-q")
+    known = space.run("plan", "hello.yaml", "--json").json
+    assert known["estimated"] == 2
+    assert known["critical_path_s"] > 0
+    # a run that failed tells nothing of how long it takes
+    assert space.run("plan", "fails.yaml", "--json").json["estimated"] == 0
+    assert space.run("plan", "last", "--json").json["workflow"] == "fails"
+
+
+def test_neither_a_file_nor_a_run(space: Space) -> None:
+    done = space.run("plan", "zzzz")
+    assert done.code == 9
+    assert done.err.startswith("error[not-found]: there is no run zzzz, and no file zzzz\n")
+    assert space.run("plan", "zzzz.yaml").code == 2
+    space.run("execute", "hello.yaml", "-q")
+    assert space.run("plan", "last", "-p", "a=b").code == 2
+
+
+def test_a_dry_run_makes_nothing(space: Space) -> None:
+    done = space.run("execute", "hello.yaml", "--dry-run")
+    assert done.code == 0
+    assert done.err == "dry run: nothing was started\n"
+    assert "wave 1  who" in done.out
+    assert not (space.folder / ".dagrun").exists()
+
+
+def test_a_dry_run_shows_the_selection(space: Space) -> None:
+    done = space.run("execute", "fails.yaml", "--dry-run", "--until", "bad")
+    assert "after" not in done.out
+    assert done.out.endswith("left    1 node not selected\n")
+    assert space.run("execute", "hello.yaml", "-n", "--only", "greet").code == 3  # its input is not there
+
+
+def test_a_bad_file_says_how_to_check_it(space: Space) -> None:
+    space.file("bad.yaml", "version: 1\nname: x\nnodes: {a: {rn: x}}\n")
+    assert "fix that, then: dagrun plan bad.yaml" in space.run("plan", "bad.yaml").err
+    done = space.run("execute", "bad.yaml")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.endswith("fix that, then: dagrun validate bad.yaml\n")
