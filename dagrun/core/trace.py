@@ -112,12 +112,14 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
         output_summary=last.summary if last else "",
         run_id=state.created.run_id,
         revision=tried[-1].revision if tried else state.plan.revision,
+        kind=node.kind,
         isolation=node.isolation,
         attempts=attempts,
         error=attempts[-1].error if attempts and status is not Status.COMPLETED else "",
         reason=node_reason(state, i),
         inputs_digest=tried[-1].inputs_digest if tried else "",
         outputs_digest=_digest(outputs) if outputs else "",
+        removed_in=state.removed.get(i),
         title=node.title,
         stdout_bytes=last.stdout_bytes if last else 0,
         stderr_bytes=last.stderr_bytes if last else 0,
@@ -132,8 +134,14 @@ def _digest(outputs: Mapping[str, Json]) -> str:
 
 
 def node_reason(state: RunState, i: int) -> str:
-    """Why a node was skipped, cancelled or adopted, or an empty text."""
+    """Why a node was skipped, cancelled, adopted, removed or replaced, or what it waits for; or an empty text."""
     status = state.node_status[i]
+    if i in state.removed:
+        return f"removed in revision {state.removed[i]}"
+    if status is Status.SUPERSEDED and i in state.stand_ins:
+        return f"{state.plan.ids[state.stand_ins[i]]} stands in"
+    if i in state.reviews:
+        return f"waits for review: {state.reviews[i].message}" if state.reviews[i].message else "waits for review"
     if i in state.adopted:
         return f"adopted from run {state.adopted[i]}"
     text = state.reasons.get(i, "")
@@ -172,6 +180,8 @@ def cause(finish: AttemptFinished, node: Node) -> str:
     if finish.error:
         return finish.error
     outcome = finish.outcome
+    if outcome in (Outcome.REJECTED, Outcome.REVIEW_TIMED_OUT):
+        return outcome.value.replace("_", " ")
     if outcome is Outcome.TIMED_OUT:
         return f"timed out after {format_duration(node.timeout_s)}"
     if outcome is Outcome.OVER_LIMIT:
@@ -244,7 +254,7 @@ def totals(state: RunState) -> dict[str, Json]:
     started = sum(bool(tried) for tried in state.attempts)
     by_status: dict[str, Json] = {s.value: n for s, n in state.counts.items() if n}
     return {
-        "nodes": len(state.plan.ids),
+        "nodes": len(state.plan.ids) - len(state.removed),
         "waves": state.plan.depth,
         "by_status": by_status,
         "duration_ms": run_duration_ms(state),

@@ -1,0 +1,262 @@
+"""A plan before it runs: waves, what is skipped, the critical path, what the barrier costs.
+
+Times come from estimates only; without any, depths are counted instead and no second is
+promised. `plan_json` holds all that the text shows, and stays the same for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dagrun.core.names import Json, NodeId, Schedule, format_duration
+from dagrun.core.plan import compile_plan, critical_path
+from dagrun.view.mermaid import plan_dot, plan_mermaid, waves
+from dagrun.view.schedule import Rehearsal, durations, rehearse
+from dagrun.view.text import PLAIN, Look, cells, clean, pad, plural
+
+if TYPE_CHECKING:
+    from dagrun.core.plan import Plan
+    from dagrun.core.workflow import Node
+
+_WAVE_NODES = 60  # more of one wave are only counted, on a terminal
+_PATH_NODES = 12
+
+__all__ = ["Outlook", "outlook", "plan_dot", "plan_json", "plan_mermaid", "plan_text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of a run of a plan before it begins. Seconds are None without any estimate."""
+
+    parallel: int
+    known: int
+    seconds: list[float]
+    path: list[int]
+    path_s: float | None
+    work_s: float | None
+    waves_s: float | None
+    ready_s: float | None
+    widest_wave: int
+    widest: int
+    skipped: Mapping[int, str]
+    undecided: frozenset[int]
+
+
+def outlook(
+    plan: Plan, parallel: int, params: Mapping[str, Json] | None, estimates: Mapping[NodeId, float] | None = None
+) -> Outlook:
+    """Play the plan through under both schedules with `parallel` slots."""
+    seconds, known = durations(plan, estimates)
+    schedule = plan.workflow.schedule
+    runs: dict[Schedule, Rehearsal] = {}
+    for each in Schedule:
+        if known or each is schedule:
+            runs[each] = rehearse(plan, parallel=parallel, schedule=each, seconds=seconds, params=params)
+    own = runs[schedule]
+    path = critical_path(plan)
+    return Outlook(
+        parallel=parallel,
+        known=known,
+        seconds=seconds,
+        path=path,
+        path_s=sum(seconds[i] for i in path) if known else None,
+        work_s=sum(s for i, s in enumerate(seconds) if i not in own.skipped) if known else None,
+        waves_s=runs[Schedule.WAVES].makespan_s if known else None,
+        ready_s=runs[Schedule.READY].makespan_s if known else None,
+        widest_wave=max(map(len, waves(plan)), default=0),
+        widest=own.widest,
+        skipped=own.skipped,
+        undecided=own.undecided,
+    )
+
+
+def _whole(plan: Plan) -> Plan:
+    """The plan without the nodes that patches took out, as a new run would see it."""
+    return compile_plan(plan.workflow, plan.revision) if plan.removed else plan
+
+
+# ---------------------------------------------------------------- text
+
+
+def plan_text(
+    plan: Plan,
+    *,
+    width: int | None,
+    room_parallel: int,
+    params: Mapping[str, Json] | None = None,
+    estimates: Mapping[NodeId, float] | None = None,
+    look: Look = PLAIN,
+) -> str:
+    """The plan for a person. With a `width` lines are folded to it and huge waves only counted."""
+    plan = _whole(plan)
+    view = outlook(plan, room_parallel, params, estimates)
+    name = clean(plan.workflow.name)
+    head = [plural(len(plan.ids), "node"), plural(plan.depth, "wave")]
+    head.append(f"critical path {_path_length(view)}")
+    head.append(f"at most {view.widest} at a time (j{view.parallel})")
+    lines = _wrapped(f"{name}   ", [f"{part}," for part in head[:-1]] + head[-1:], width, " ")
+    lines[0] = look.paint(name, "bold") + lines[0][len(name) :]
+    for number, members in enumerate(waves(plan), start=1):
+        lines += _wave_lines(plan, number, members, view, width, look)
+    lines += _path_lines(plan, view, width)
+    lines += _schedule_lines(plan, view, width)
+    lines += _skip_lines(plan, view, width)
+    return "\n".join(lines) + "\n"
+
+
+def _path_length(view: Outlook) -> str:
+    if view.path_s is None:
+        return plural(len(view.path), "node")
+    return f"~{format_duration(view.path_s)}"
+
+
+def _wave_lines(plan: Plan, number: int, members: list[int], view: Outlook, width: int | None, look: Look) -> list[str]:
+    shown = members if width is None else members[:_WAVE_NODES]
+    words = [_word(plan, i, view, look) for i in shown]
+    if len(shown) < len(members):
+        words.append(f"and {len(members) - len(shown):,} more")
+    column = min(max(map(cells, words), default=0), 28)
+    return _wrapped(f"wave {number}".ljust(8), [pad(w, column) for w in words], width, "  ")
+
+
+def _word(plan: Plan, i: int, view: Outlook, look: Look) -> str:
+    node = plan.nodes[i]
+    parts = [node.id]
+    if i in view.skipped:
+        return f"{look.glyphs.skipped} {node.id} (skipped)"
+    if view.known and (view.seconds[i] or node.estimate_s):
+        parts.append(f"~{format_duration(view.seconds[i])}")
+    if i in view.undecided:
+        parts.append("(if)")
+    return " ".join([*parts, *_marks(node)])
+
+
+def _marks(node: Node) -> list[str]:
+    marks = ["review"] if node.review is not None else []
+    if node.retry.max_attempts > 1:
+        marks.append(f"x{node.retry.max_attempts}")
+    if node.resources:
+        marks.append(",".join(f"{clean(name)}={_amount(name, v)}" for name, v in node.resources.items()))
+    return marks
+
+
+def _amount(name: str, value: float) -> str:
+    if name != "memory":
+        return f"{value:g}"
+    for unit, factor in (("G", 2**30), ("M", 2**20), ("K", 2**10)):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:g}"
+
+
+def _path_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
+    names = [plan.ids[i] for i in view.path]
+    if len(names) < 2:
+        return []
+    if width is not None and len(names) > _PATH_NODES:
+        half = _PATH_NODES // 2
+        names = [*names[:half], f"({len(names) - 2 * half:,} more)", *names[-half:]]
+    words = [f"{name} >" for name in names[:-1]] + names[-1:]
+    return _wrapped("path    ", words, width, " ")
+
+
+def _schedule_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
+    if view.waves_s is None or view.ready_s is None or view.work_s is None:
+        return []
+    own = view.waves_s if plan.workflow.schedule is Schedule.WAVES else view.ready_s
+    busy = view.work_s / own if own else 0.0
+    words = [f"~{format_duration(own)} with schedule: {plan.workflow.schedule}, {busy:.1f} nodes busy on average"]
+    if plan.workflow.schedule is Schedule.WAVES:
+        cost = view.waves_s - view.ready_s
+        if cost >= 0.05 * view.waves_s:
+            took = f"the barrier costs ~{format_duration(cost)}: schedule: ready would take"
+            words[0] += ";"
+            words.append(f"{took} ~{format_duration(view.ready_s)}")
+    if view.known < len(plan.ids):
+        words[-1] += ";"
+        words.append(f"{view.known:,} of {plural(len(plan.ids), 'node')} estimated, the rest taken as their mean")
+    return _wrapped("time    ", [w for part in words for w in part.split(" ")], width, " ")
+
+
+def _skip_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
+    lines: list[str] = []
+    limit = len(view.skipped) if width is None else 10
+    for i, reason in list(view.skipped.items())[:limit]:
+        kind, _, text = reason.partition(": ")
+        why = f"if: {clean(text)}" if kind == "condition" else clean(text)
+        lines += _wrapped(f"skip    {plan.ids[i]}  ", why.split(" "), width, " ")
+    if len(view.skipped) > limit:
+        lines.append(f"skip    and {len(view.skipped) - limit:,} more")
+    if view.undecided:
+        text = f"{plural(len(view.undecided), 'node')} marked (if): only the run can tell whether they run"
+        lines += _wrapped("note    ", text.split(" "), width, " ")
+    return lines
+
+
+def _wrapped(head: str, words: list[str], width: int | None, gap: str) -> list[str]:
+    """Words after a head, on as many lines as it takes, the later ones indented below the first."""
+    indent = " " * min(cells(head), (width or 80) // 2)
+    lines, line = [], head
+    empty = True
+    for word in words:
+        if width is not None and not empty and cells(line) + len(gap) + cells(word.rstrip()) > width:
+            lines.append(line.rstrip())
+            line, empty = indent, True
+        line += word if empty else gap + word
+        empty = False
+    return [*lines, line.rstrip()]
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def plan_json(
+    plan: Plan,
+    *,
+    room_parallel: int,
+    params: Mapping[str, Json] | None = None,
+    estimates: Mapping[NodeId, float] | None = None,
+) -> dict[str, Json]:
+    """The plan for programs: `{version, workflow, nodes, waves, critical_path, …}`; times in seconds or null."""
+    plan = _whole(plan)
+    view = outlook(plan, room_parallel, params, estimates)
+    nodes: list[Json] = [_node_json(plan, i, view) for i in range(len(plan.ids))]
+    return {
+        "version": 1,
+        "workflow": plan.workflow.name,
+        "file": plan.workflow.file,
+        "revision": plan.revision,
+        "schedule": plan.workflow.schedule,
+        "parallel": room_parallel,
+        "nodes": nodes,
+        "waves": [[plan.ids[i] for i in members] for members in waves(plan)],
+        "critical_path": [plan.ids[i] for i in view.path],
+        "critical_path_s": view.path_s,
+        "work_s": view.work_s,
+        "makespan_s": {"waves": view.waves_s, "ready": view.ready_s},
+        "widest_wave": view.widest_wave,
+        "widest": view.widest,
+        "estimated": view.known,
+        "skipped": len(view.skipped),
+    }
+
+
+def _node_json(plan: Plan, i: int, view: Outlook) -> dict[str, Json]:
+    node = plan.nodes[i]
+    return {
+        "id": node.id,
+        "title": node.title,
+        "kind": node.kind,
+        "wave": plan.wave[i],
+        "needs": [plan.ids[d] for d in plan.needs[i]],
+        "if": node.condition,
+        "will_run": False if i in view.skipped else None if i in view.undecided else True,
+        "reason": view.skipped.get(i, ""),
+        "isolation": node.isolation,
+        "timeout_s": node.timeout_s,
+        "max_attempts": node.retry.max_attempts,
+        "resources": dict(node.resources),
+        "estimate_s": view.seconds[i] if view.known else None,
+    }

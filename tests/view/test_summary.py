@@ -1,0 +1,91 @@
+"""The last words of a run."""
+
+from __future__ import annotations
+
+from dagrun.core.event import ReviewRequested, RunEnded
+from dagrun.core.names import Outcome, RunStatus, Schedule
+from dagrun.view.summary import end_summary
+from dagrun.view.text import ASCII, Look
+
+from .story import Story, node, release_notes
+
+
+def test_a_failed_run() -> None:
+    output = b"\n".join(b"docs/%d.md  dead \x1b[31mlink\x1b[0m [x]" % k for k in range(14)) + b"\n"
+    text = end_summary(release_notes().finish().state, read=lambda i: output, line_of=lambda i: 31)
+    assert text == (
+        "FAILED  release-notes r7k2  in 1m43s  6 ok, 1 failed, 3 not run\n"
+        "✗ lint-docs  (wave 2, 3 tries: exit 2, exit 2, exit 2)   flow.yaml:31\n"
+        "    | …\n"
+        "    | docs/9.md  dead link [x]\n"
+        "    | docs/10.md  dead link [x]\n"
+        "    | docs/11.md  dead link [x]\n"
+        "    | docs/12.md  dead link [x]\n"
+        "    | docs/13.md  dead link [x]\n"
+        "  blocks: assemble, publish, announce\n"
+        "  fixed the cause? go on  dagrun resume r7k2\n"
+        "  see its output          dagrun logs r7k2 lint-docs\n"
+        "  see everything          dagrun trace show r7k2 --node lint-docs\n"
+    )
+
+
+def test_a_run_that_went_well() -> None:
+    story = Story([node("a", condition="params.x"), node("b", continue_on_error=True)], schedule=Schedule.READY)
+    story.start("b").at(2).end("b", Outcome.FAILED, exit_code=1).finish()
+    text = end_summary(story.state, outputs={"report": "3 tests\nand more", "items": [1, {"a": None}]})
+    assert text == (
+        "COMPLETED  release-notes r7k2  in 3.0s  1 ok, 1 failed\n"
+        "  failed, but may (continue_on_error): b\n"
+        "  report: 3 tests and more\n"
+        '  items: [1, {"a": null}]\n'
+    )
+
+
+def test_an_interrupted_run_with_a_failure() -> None:
+    lines = end_summary(release_notes().stop().state).splitlines()
+    assert lines[0] == "INTERRUPTED  release-notes r7k2  in 1m38s  2 ok, 1 failed, 7 not run  (stopped by sigint)"
+    assert lines[1] == "✗ lint-docs  (wave 2, 3 tries: exit 2, exit 2, exit 2)"
+    assert "dagrun resume r7k2" in lines[-3]
+
+
+def test_a_run_without_a_failure_that_did_not_end() -> None:
+    story = Story([node("a"), node("b", "a")]).start("a").at(3).stop()
+    assert end_summary(story.state) == (
+        "INTERRUPTED  release-notes r7k2  in 3.0s  2 not run  (stopped by sigint)\n"
+        "  go on              dagrun resume r7k2\n"
+        "  see what was done  dagrun trace show r7k2\n"
+    )
+    assert end_summary(story.state, status=RunStatus.CRASHED).startswith("CRASHED  ")
+
+
+def test_a_run_that_waits_for_a_human() -> None:
+    story = Story([node("gate")])
+    story.tell(ReviewRequested(node="gate", attempt=1, message="Publish \x1b[1mit?"))
+    story.tell(RunEnded(status=RunStatus.NEEDS_REVIEW, exit_code=4))
+    assert end_summary(story.state).splitlines()[1:3] == [
+        "‖ gate  Publish it?",
+        "  decide             dagrun review r7k2",
+    ]
+
+
+def test_many_failures_are_counted() -> None:
+    story = Story([node(f"n{k}") for k in range(20)], parallel=20)
+    story.start(*story.plan.ids)
+    for name in story.plan.ids:
+        story.end(name, Outcome.FAILED, exit_code=1)
+    lines = end_summary(story.finish().state, look=Look(ASCII)).splitlines()
+    assert sum(line.startswith("x ") for line in lines) == 5
+    assert "  and 15 more failed: dagrun trace show r7k2 --failures" in lines
+    assert all(line.isascii() for line in lines)
+
+
+def test_a_long_block_list_is_counted() -> None:
+    story = Story([node("a"), *[node(f"n{k}", "a") for k in range(100)]])
+    story.start("a").end("a", Outcome.FAILED, exit_code=1)
+    assert "  blocks: n0, n1, n2, n3, n4, n5 and 94 more\n" in end_summary(story.finish().state)
+
+
+def test_lines_of_output_fit_a_terminal() -> None:
+    story = release_notes().finish()
+    text = end_summary(story.state, read=lambda i: b"x" * 5000, look=Look(width=80))
+    assert max(len(line) for line in text.splitlines()) <= 80
