@@ -7,6 +7,7 @@ wrong with the machine (a full disk, an unreadable store) is an EnvironmentFault
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from time import monotonic
 
@@ -233,8 +234,13 @@ def _summary(logs: LogPool, slot: Slot, outcome: Outcome) -> str:
     return ""
 
 
+# terminal sequences go as a whole: without its ESC, `[31m` would stay as text
+_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+
+
 def last_text_line(data: bytes) -> str:
     """The last line with something to read, without control characters, at most SUMMARY_CHARS."""
+    data = _ESCAPES.sub(b"", data)
     for raw in reversed(data.replace(b"\r", b"\n").split(b"\n")):
         text = "".join(c for c in raw.decode("utf-8", "replace") if c.isprintable()).strip()
         if text:

@@ -109,7 +109,7 @@ class Runner:
         self.timers: list[tuple[float, int, Timer, int, int]] = []
         self.timer_count = 0
         self.last_turn = monotonic()
-        self.next_tick = 0.0
+        self.next_tick = self.last_turn + (observer.interval_s or 0.0)
         self.spawn_pause = 0.1
         self.spawn_stuck_since = 0.0
         self.sizing = False

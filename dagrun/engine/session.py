@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic, time
 
 from dagrun import __version__
@@ -42,10 +42,10 @@ from dagrun.sandbox.procs import boot_id
 from dagrun.sandbox.watchdog import EngineSide
 from dagrun.store.context import ContextStore
 from dagrun.store.disk import disk_fault, write_atomic
-from dagrun.store.history import History, load_state
+from dagrun.store.history import History, exists, load_state
 from dagrun.store.journal import Journal
 from dagrun.store.lock import Lock
-from dagrun.store.rundir import RunDir, find_run, new_run
+from dagrun.store.rundir import RunDir, find_run, new_run, remove
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,10 +160,11 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
     check_options(workflow, options)
     secrets = resolve(workflow, options.project, os.environ)
     plan = compile_plan(workflow)
+    if options.outputs_of is not None:  # `last` must not come to mean the run that is made here
+        options = replace(options, outputs_of=find_run(options.project, options.outputs_of).id)
     run = new_run(options.project)
     lock = run.lock({"watchdog": os.getppid()})
     try:
-        side.tell_run(run.id)
         created = RunCreated(
             format=FORMAT,
             run_id=run.id,
@@ -186,9 +187,12 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
             evolve(state, event, time(), monotonic())
         journal.append([encode(created), *map(encode, events)], epoch=1)
         journal.sync()
+        side.tell_run(run.id)
         return _work(run, lock, state, journal, secrets, room, observer, side, ())
     finally:
         lock.release()
+        if not exists(run):
+            remove(run)  # nothing began, so nothing stays behind
 
 
 def _all_params(workflow: Workflow, given: Mapping[str, Json]) -> dict[str, Json]:

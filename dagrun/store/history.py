@@ -58,6 +58,15 @@ class History:
         """What was appended since the last look, folded."""
         return _fold(self.run, self.state, self.journal.read())
 
+    def begin(self) -> None:
+        """Take the journal's lock and fold what is new: until `journal.end` the state is the head."""
+        news = self.journal.begin()
+        try:
+            _fold(self.run, self.state, news)
+        except BaseException:
+            self.journal.end()
+            raise
+
     def close(self) -> None:
         """Let go of the file."""
         self.journal.close()
