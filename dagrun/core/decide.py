@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, TypeAlias
 
-from dagrun.core.event import Event, NodeCancelled, NodeSkipped, RevisionAdopted
+from dagrun.core.event import Event, NodeCancelled, NodeSkipped, RevisionAdopted, StopRequested
 from dagrun.core.names import RunStatus, Status
 from dagrun.core.state import RunState, heap_top, outstanding, succeeded
 
@@ -82,7 +82,7 @@ def decide(state: RunState, now_m: float, room: Room) -> list[Effect]:
     stop = state.stop
     if stop is not None:
         if state.running:
-            return [Cancel(i, stop.cause) for i in state.running] if stop.mode == "now" else []
+            return [Cancel(i, _why(stop)) for i in state.running] if stop.mode == "now" else []
         return [_stopped(state)]
     effects: list[Effect] = []
     failing_fast = state.failures > 0 and state.plan.workflow.fail_fast
@@ -227,6 +227,13 @@ def _escalations(state: RunState) -> list[Effect]:
 def _waiting_for(state: RunState) -> str:
     names = [state.plan.ids[i] for i in state.reviews] + [f"proposal {n}" for n in state.proposals]
     return f"waiting for a human: {', '.join(names[:5])}"
+
+
+def _why(stop: StopRequested) -> str:
+    """A request to stop, in the words of an attempt that it ends."""
+    if stop.cause == "cancel":
+        return f"requested by {stop.by}" if stop.by else "requested"
+    return "the run's limits.timeout is over" if stop.cause == "timeout" else f"stopped by {stop.cause}"
 
 
 def _stopped(state: RunState) -> Finish:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic, time
 
@@ -35,7 +36,7 @@ from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.observer import Observer
 from dagrun.engine.runner import Runner
 from dagrun.engine.secrets import masker, resolve
-from dagrun.errors import EnvironmentFault, InputError, Problem, RunLockedError
+from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem, RunLockedError
 from dagrun.sandbox.deadrun import reap_dead_run
 from dagrun.sandbox.logpool import recover
 from dagrun.sandbox.procs import boot_id
@@ -192,7 +193,8 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
     finally:
         lock.release()
         if not exists(run):
-            remove(run)  # nothing began, so nothing stays behind
+            with suppress(DagrunError):
+                remove(run)  # nothing began, so nothing stays behind
 
 
 def _all_params(workflow: Workflow, given: Mapping[str, Json]) -> dict[str, Json]:

@@ -131,7 +131,7 @@ class _Open(dict[str, object]):
 
 def _graph(workflow: Workflow, value: Value, broken: set[Path]) -> list[Fault]:
     """Faults of references, expressions and graph, without those that only follow from `broken` parts."""
-    from dagrun.core.plan import check
+    from dagrun.core.check import check
 
     if broken:
         workflow = _opened(workflow, broken)

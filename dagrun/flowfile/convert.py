@@ -9,9 +9,32 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from dagrun.core.names import Json, Outcome, Schedule, is_id
-from dagrun.core.workflow import NO_RETRY, Fault, Input, Limits, Node, Output, Param, Retry, Secret, Workflow
+from dagrun.core.workflow import (
+    NO_RETRY,
+    Fault,
+    Input,
+    Limits,
+    Node,
+    OnFailure,
+    Output,
+    Param,
+    Retry,
+    Review,
+    Secret,
+    Workflow,
+)
 from dagrun.flowfile import contracts, fields
-from dagrun.flowfile.schema import DefaultsFile, InputFile, NodeFile, OutputFile, ParamFile, RetryFile, WorkflowFile
+from dagrun.flowfile.schema import (
+    DefaultsFile,
+    InputFile,
+    NodeFile,
+    OnFailureFile,
+    OutputFile,
+    ParamFile,
+    RetryFile,
+    ReviewFile,
+    WorkflowFile,
+)
 from dagrun.flowfile.source import Value
 
 Path = tuple[str | int, ...]
@@ -22,6 +45,9 @@ class Documents(Protocol):
 
     def read(self, name: str, path: Path) -> Json:
         """The JSON document in a file, or None after noting what is wrong with it."""
+
+    def patch(self, name: str, path: Path) -> Json:
+        """The patch in a file, not yet checked, or None after noting what is wrong with its text."""
 
 
 class Converter:
@@ -34,10 +60,11 @@ class Converter:
     def workflow(self, made: WorkflowFile, name: str, file: str, digest: str) -> Workflow:
         """The workflow of a file; `name` is for a file that gives none."""
         written = made.model_fields_set
-        folded = _Defaults(made.defaults if "defaults" in written else None)
+        folded = Defaults(made.defaults if "defaults" in written else None)
+        templates = made.templates or {}
         return Workflow(
             name=made.name or name,
-            nodes={i: self._node(i, node, folded) for i, node in made.nodes.items()},
+            nodes={i: self.node(("nodes", i), i, node, folded) for i, node in made.nodes.items()},
             description=made.description,
             params={n: self._param(n, p) for n, p in (made.params or {}).items()},
             limits=_limits(made),
@@ -46,14 +73,16 @@ class Converter:
             fail_fast=made.fail_fast,
             secrets={n: self._secret(n, s) for n, s in (made.secrets or {}).items()} if made.secrets else {},
             outputs=made.outputs or {},
+            templates={i: self.node(("templates", i), i, node, folded) for i, node in templates.items()},
             file=file,
             digest=digest,
         )
 
-    def _node(self, name: str, made: NodeFile, defaults: _Defaults) -> Node:
+    def node(self, path: Path, name: str, made: NodeFile, defaults: Defaults) -> Node:
+        """The node that stands at `path` of the file; its model must have no unknown parts."""
         values = made.__dict__
         written = made.__pydantic_fields_set__
-        kw: dict[str, Any] = dict(defaults.values)
+        kw: dict[str, Any] = dict(defaults.values if "review" not in written else defaults.of_review)
         for key in written:
             if key in _SAME:
                 kw[_SAME[key]] = values[key]
@@ -69,14 +98,41 @@ class Converter:
                 kw["output_bytes"] = int(resources.pop("output"))
             kw["resources"] = resources
         if "inputs" in written:
-            kw["inputs"] = {k: self._input(name, k, v) for k, v in made.inputs.items()}
+            kw["inputs"] = {k: self._input((*path, "inputs", k), k, v) for k, v in made.inputs.items()}
         if "outputs" in written or "output_schema" in written:
-            self._outputs(name, made, kw)
+            self._outputs(path, made, kw)
+        if "review" in written:
+            kw["review"] = _review(made.review)
+        if "on_failure" in written:
+            kw["on_failure"] = self._on_failure((*path, "on_failure"), name, made.on_failure, defaults)
         return Node(id=name, **kw)
 
-    def _input(self, node: str, name: str, made: InputFile) -> Input:
+    def _on_failure(self, path: Path, name: str, made: OnFailureFile, defaults: Defaults) -> OnFailure:
         written = made.model_fields_set
-        path = ("nodes", node, "inputs", name)
+        kw: dict[str, Any] = {}
+        if not written:
+            hint = "write {fallback: TEMPLATE}, {replan: FILE} or {review: {}}"
+            self.faults.append(Fault(path, "no-step", "`on_failure` does not say what to try", hint, on_key=True))
+        if "fallback" in written:
+            fallback: object = made.fallback
+            if isinstance(fallback, NodeFile):
+                kw["fallback_node"] = self.node((*path, "fallback"), f"{name}-fallback", fallback, defaults)
+            else:
+                kw["fallback"] = fallback
+        if "replan" in written:
+            kw["replan"] = made.replan
+            kw["replan_patch"] = self._documents.patch(made.replan, (*path, "replan"))
+        if "review" in written:
+            kw["review"] = _review(made.review)
+            at = made.review.message.find("${{")
+            if at >= 0:
+                message = "an expression can't be read here: the message is shown as it is written"
+                hint = "dagrun adds why the node failed by itself"
+                self.faults.append(Fault((*path, "review", "message"), "bad-expression", message, hint, offset=at, length=3))
+        return OnFailure(**kw)
+
+    def _input(self, path: Path, name: str, made: InputFile) -> Input:
+        written = made.model_fields_set
         if "from_" in written and "value" in written:
             self.faults.append(
                 Fault(path, "bad-input", f"input `{name}` has both `from` and `value`", "keep one", on_key=True)
@@ -93,8 +149,7 @@ class Converter:
             default=made.default,
         )
 
-    def _outputs(self, node: str, made: NodeFile, kw: dict[str, Any]) -> None:
-        path = ("nodes", node)
+    def _outputs(self, path: Path, made: NodeFile, kw: dict[str, Any]) -> None:
         outputs = {k: self._output((*path, "outputs", k), v) for k, v in (made.outputs or {}).items()}
         if "output_schema" in made.model_fields_set:
             schema = self._schema(made.output_schema, (*path, "output_schema"))
@@ -210,8 +265,12 @@ _SAME = {
 }
 
 
-class _Defaults:
-    """What `defaults:` gives to each node: `values` by field of Node."""
+def _review(made: ReviewFile) -> Review:
+    return Review(message=made.message, timeout_s=made.timeout, on_timeout=made.on_timeout)
+
+
+class Defaults:
+    """What `defaults:` gives to each node: `values` by field of Node, `of_review` those that a review takes."""
 
     def __init__(self, made: DefaultsFile | None) -> None:
         written = made.model_fields_set if made else set()
@@ -221,6 +280,7 @@ class _Defaults:
         self.pass_env: tuple[str, ...] = self.values.get("pass_env", ())
         if self._retry:
             self.values["retry"] = self.retry(None)
+        self.of_review = {k: v for k, v in self.values.items() if k == "continue_on_error"}
 
     def retry(self, own: RetryFile | None) -> Retry:
         """A node's retry: its own keys over those of the defaults; without any it runs once."""
@@ -246,7 +306,20 @@ _RETRY = {
 def _limits(made: WorkflowFile) -> Limits:
     if "limits" not in made.model_fields_set:
         return Limits()
-    return Limits(parallel=made.limits.parallel, timeout_s=made.limits.timeout, resources=made.limits.resources or {})
+    limits = made.limits
+    growth, nodes = limits.growth if "growth" in limits.model_fields_set else (_PLAIN_LIMITS.growth, None)
+    return Limits(
+        parallel=limits.parallel,
+        timeout_s=limits.timeout,
+        resources=limits.resources or {},
+        revisions=limits.revisions,
+        fallback_chain=limits.fallback_chain,
+        growth=growth,
+        growth_nodes=_PLAIN_LIMITS.growth_nodes if nodes is None else nodes,
+    )
+
+
+_PLAIN_LIMITS = Limits()
 
 
 def _enum(value: Value, kind: str) -> Json:

@@ -1,4 +1,4 @@
-"""The files that a workflow names (JSON Schemas), relative to the workflow file; each is read once.
+"""The files that a workflow names (JSON Schemas, patches), relative to the workflow file; each is read once.
 
 What is wrong with their text is a problem in that file; that one can't be read is a fault at the
 place that names it.
@@ -14,7 +14,7 @@ from dagrun.core.names import Json
 from dagrun.core.workflow import Fault
 from dagrun.errors import InputError, Problem
 from dagrun.flowfile import fields
-from dagrun.flowfile.source import MAX_BYTES, parse
+from dagrun.flowfile.source import MAX_BYTES, Tree, parse
 
 Path = tuple[str | int, ...]
 
@@ -29,6 +29,7 @@ class Documents:
         self.faults: list[Fault] = []
         self.problems: list[Problem] = []
         self.digests: dict[str, str] = {}
+        self.trees: dict[str, Tree | None] = {}
 
     def read(self, name: str, path: Path) -> Json:
         """The JSON mapping in a file, or None after noting what is wrong with it."""
@@ -36,22 +37,40 @@ class Documents:
             self._read[name] = self._load(name, path)
         return self._read[name]
 
-    def _load(self, name: str, path: Path) -> Json:
+    def patch(self, name: str, path: Path) -> Json:
+        """The patch in a file as it is written; `trees` has it with its places, for the check that follows."""
+        if name not in self.trees:
+            tree = self._tree(name, path)
+            self.trees[name] = tree
+        found = self.trees[name]
+        try:
+            return fields.json(found.value) if found is not None else None
+        except fields.Wrong:  # said again, with its place, when the patch is checked
+            return None
+
+    def _tree(self, name: str, path: Path) -> Tree | None:
+        """The text of a file as a tree, or None after noting what is wrong with it."""
         try:
             data = read_regular(os.path.join(self._base, name))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             if isinstance(error, FileNotFoundError):
-                reason = "there is no such file (it is looked for beside the workflow file)"
+                reason = "there is no such file (it is looked for beside the file that names it)"
             self.faults.append(Fault(path, "unreadable-file", f"can't read `{name}`: {reason}", self._near(name)))
             return None
-        shown = os.path.join(self._shown, name)
         try:
-            tree = parse(data, shown)
+            tree = parse(data, os.path.join(self._shown, name))
         except InputError as error:
             self.problems.extend(error.problems)
             return None
         self.problems.extend(tree.problems)
+        self.digests[name] = sha256(data).hexdigest()
+        return tree
+
+    def _load(self, name: str, path: Path) -> Json:
+        tree = self._tree(name, path)
+        if tree is None:
+            return None
         try:
             got = fields.json(tree.value)
         except fields.Wrong as error:
@@ -63,7 +82,6 @@ class Documents:
                 tree.problem(Fault((), "bad-schema", message, "write {type: object, properties: {…}}"))
             )
             return None
-        self.digests[name] = sha256(data).hexdigest()
         return got
 
     def _near(self, name: str) -> str:
@@ -76,6 +94,25 @@ class Documents:
             return ""
         found = get_close_matches(name, there, n=1, cutoff=0.7)
         return f"did you mean `{found[0]}`?" if found else ""
+
+
+class NoDocuments:
+    """For text that comes from a node or a journal: files that it names are never opened."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.problems: list[Problem] = []
+
+    def read(self, name: str, path: Path) -> Json:
+        """Note that this file can't be named here."""
+        hint = "write the schema in place"
+        self.faults.append(Fault(path, "no-files", f"the file `{name}` can't be named here", hint))
+        return None
+
+    def patch(self, name: str, path: Path) -> Json:
+        """Note that this file can't be named here."""
+        self.faults.append(Fault(path, "no-files", f"the file `{name}` can't be named here"))
+        return None
 
 
 def read_regular(path: str) -> bytes:

@@ -30,6 +30,11 @@ _WORDS = {
     "input": "an input",
     "output": "an output",
     "secret": "a secret",
+    "review": "a review",
+    "on_failure": "`on_failure`",
+    "patch": "a patch",
+    "trigger": "`trigger`",
+    "edit": "`workflow`",
 }
 _MAPPINGS = {
     "nodes": "nodes by id: {hello: {run: echo hello}}",
@@ -40,28 +45,57 @@ _MAPPINGS = {
     "limits": "{parallel: 8, timeout: 30m}",
     "defaults": "{timeout: 10m}",
     "retry": "{max_attempts: 3, delay: 1s}",
+    "templates": "nodes by id: {spare: {run: ./simple.sh}}",
+    "review": "{message: …, timeout: 24h}",
+    "on_failure": "{fallback: TEMPLATE, replan: FILE, review: {}}",
+    "trigger": "{type: failure, node: …, reason: …}",
+    "set": "the keys to change: {timeout: 10m}",
+    "node": "the keys of a node: {run: ./x.sh}",
+}
+# which model stands below a key of which other; `*` stands for any name
+_BELOW = {
+    "workflow": {
+        "nodes": "*node",
+        "templates": "*node",
+        "params": "*param",
+        "secrets": "*secret",
+        "limits": "limits",
+        "defaults": "defaults",
+    },
+    "node": {
+        "retry": "retry",
+        "inputs": "*input",
+        "outputs": "*output",
+        "review": "review",
+        "on_failure": "on_failure",
+    },
+    "defaults": {"retry": "retry"},
+    "on_failure": {"fallback": "node", "review": "review"},
+    "patch": {"trigger": "trigger"},
+    "insert": {"node": "node"},
+    "fallback": {"with": "node"},
+    "alternative": {"nodes": "*node"},
 }
 
 
-def faults(error: ValidationError, value: Value) -> list[Fault]:
-    """All that a validation of `value` found, each at its path; follow-on noise is left out."""
+def faults(error: ValidationError, value: Value, kind: str = "workflow") -> list[Fault]:
+    """All that the validation of `value`, a thing of this kind, found; each at its path in `value`."""
     found: list[Fault] = []
     for item in error.errors(include_url=False, include_input=False):
-        path = item["loc"]
-        found.extend(_one(item["type"], path, item.get("ctx") or {}, value))
+        found.extend(_one(item["type"], item["loc"], item.get("ctx") or {}, value, kind))
     return found
 
 
-def _one(kind: str, path: Path, context: dict[str, Any], value: Value) -> Iterator[Fault]:
+def _one(kind: str, path: Path, context: dict[str, Any], value: Value, root: str) -> Iterator[Fault]:
     if kind == "wrong":
         for d in cast("tuple[fields.Defect, ...]", context["defects"]):
             yield Fault((*path, *d.at), d.code, d.message, d.hint, on_key=d.on_key)
     elif kind == "extra_forbidden":
-        yield _unknown_key(path)
+        yield _unknown_key(path, kind_at(path[:-1], root))
     elif kind == "missing":
         yield from _missing(path, value)
     else:
-        yield _wrong_shape(path, at(value, path))
+        yield _wrong_shape(path, at(value, path), kind_at(path, root))
 
 
 def at(value: Value, path: Path) -> Value:
@@ -74,33 +108,32 @@ def at(value: Value, path: Path) -> Value:
     return value
 
 
-def kind_at(path: Path) -> str:
-    """Which model stands at a path."""
-    last = path[-1] if path else ""
-    if last == "retry":
-        return "retry"
-    if len(path) == 1:
-        return str(last)
-    if len(path) == 2:
-        return {"nodes": "node", "params": "param", "secrets": "secret"}.get(str(path[0]), "workflow")
-    if len(path) == 4:
-        return {"inputs": "input", "outputs": "output"}.get(str(path[2]), "node")
-    return "workflow"
+def kind_at(path: Path, kind: str = "workflow") -> str:
+    """Which model stands at a path in a thing of some kind; empty where none does."""
+    steps = iter(path)
+    for step in steps:
+        kind = _BELOW.get(kind, {}).get(str(step), "")
+        if kind.startswith("*"):
+            kind = kind[1:] if next(steps, None) is not None else ""
+    return kind
 
 
-def _unknown_key(path: Path) -> Fault:
-    key, kind = str(path[-1]), kind_at(path[:-1])
+def _unknown_key(path: Path, kind: str) -> Fault:
+    key, of = str(path[-1]), _WORDS.get(kind, f"`{kind}`")
     if key in words.NOT_YET.get(kind, ()):
-        of = _WORDS[kind]
         return Fault(path, "not-yet", f"`{key}` in {of} is not supported yet", _later(key), on_key=True)
-    hint = _meant(key, kind)
-    return Fault(path, "unknown-key", f"{_WORDS[kind]} has no key `{key}`", hint, on_key=True)
+    return Fault(path, "unknown-key", f"{of} has no key `{key}`", _meant(key, kind), on_key=True)
 
 
 @lru_cache(maxsize=1000)
 def _meant(key: str, kind: str) -> str:
     """What to write instead of an unknown key, or where it belongs."""
-    known = keys(MODELS[kind])
+    model = MODELS.get(kind)
+    if model is None:
+        from dagrun.flowfile.patchschema import PATCH_MODELS
+
+        model = PATCH_MODELS[kind]
+    known = keys(model)
     found = words.meant(key, known)
     if found:
         return found
@@ -110,8 +143,8 @@ def _meant(key: str, kind: str) -> str:
 
 
 def _later(key: str) -> str:
-    if key in ("agent", "review", "workflow"):
-        return "for now every node is a command: `run`"
+    if key in ("agent", "workflow"):
+        return "for now a node is a command, `run`, or a question to a human, `review`"
     return "remove it: dagrun refuses what it can't hold, rather than ignore it"
 
 
@@ -121,28 +154,21 @@ def _missing(path: Path, value: Value) -> Iterator[Fault]:
         if isinstance(holder, dict) and any(words.stands_for(k, "nodes") for k in holder):
             return
         yield Fault((), "no-nodes", "the workflow has no nodes", "add nodes: {hello: {run: echo hello}}")
-    elif path[-1] == "run" and isinstance(holder, dict):
-        if any(k in words.NOT_YET["node"] or words.stands_for(k, "run") for k in holder):
-            return  # the key that stands in its place is refused by itself
-        yield Fault(
-            path[:-1], "no-kind", f"node `{path[-2]}` has nothing to do", "add `run:` with its command", on_key=True
-        )
-    else:
+    elif not (isinstance(holder, dict) and any(words.stands_for(k, str(path[-1])) for k in holder)):
         yield Fault(path[:-1], "missing-key", f"the key `{path[-1]}` is missing", on_key=True)
 
 
-def _wrong_shape(path: Path, got: Value) -> Fault:
+def _wrong_shape(path: Path, got: Value, kind: str) -> Fault:
     what = fields.describe(got)
     last = str(path[-1]) if path else ""
-    kind = kind_at(path)
     if not path:
-        hint = "it begins like this: nodes: {hello: {run: echo hello}}"
-        return Fault(path, "bad-shape", f"a workflow is a mapping of keys to values, not {what}", hint)
-    if kind == "node" and len(path) == 2:
+        hint = "it begins like this: nodes: {hello: {run: echo hello}}" if kind == "workflow" else ""
+        name = _WORDS.get(kind, f"`{kind}`")
+        return Fault(path, "bad-shape", f"{name} is a mapping of keys to values, not {what}", hint)
+    if kind == "node":
         hint = f"write {last}: {{run: {_short(got)}}}" if isinstance(got, str) and got else "write its keys: run: …"
-        return Fault(
-            path, "bad-shape", f"node `{last}` is a mapping of keys to values, not {what}", hint, on_key=got == ""
-        )
+        name = f"node `{last}`" if len(path) == 2 else "a node"
+        return Fault(path, "bad-shape", f"{name} is a mapping of keys to values, not {what}", hint, on_key=got == "")
     if kind == "param":
         word = "type" if got in PARAM_TYPES else "default"
         return Fault(

@@ -28,15 +28,74 @@ def check(value: Value) -> list[Fault]:
         found.append(
             Fault(("nodes",), "no-nodes", "the workflow has no nodes", "add hello: {run: echo hello}", on_key=True)
         )
-    found += _names(nodes, ("nodes",), "node")
-    for name, node in nodes.items():
-        if isinstance(node, dict) and ("inputs" in node or "outputs" in node):
-            path = ("nodes", name)
-            found += _names(node.get("inputs"), (*path, "inputs"), "input")
-            found += _variables(node.get("inputs"), (*path, "inputs"))
-            found += _names(node.get("outputs"), (*path, "outputs"), "output")
-            found += _reserved(node.get("outputs"), (*path, "outputs"))
+    found += _group(nodes, "nodes", "node")
+    templates = value.get("templates")
+    if isinstance(templates, dict):
+        found += _group(templates, "templates", "template")
     return found
+
+
+def _group(nodes: dict[str, Value], key: str, what: str) -> Iterator[Fault]:
+    yield from _names(nodes, (key,), what)
+    for name, node in nodes.items():
+        if isinstance(node, dict) and ("run" not in node or not node.keys().isdisjoint(_LOOK)):
+            yield from check_node(node, (key, name))
+
+
+_LOOK = frozenset({"inputs", "outputs", "review", "on_failure"})
+_RUN_ONLY = frozenset(
+    "run shell cwd env pass_env secrets outputs output_schema artifacts retry timeout grace idempotent isolation"
+    " resources".split()
+)
+
+
+def check_node(node: dict[str, Value], path: Path) -> Iterator[Fault]:
+    """Every wrong name in a node, and whether its keys make exactly one kind."""
+    yield from _names(node.get("inputs"), (*path, "inputs"), "input")
+    yield from _variables(node.get("inputs"), (*path, "inputs"))
+    yield from _names(node.get("outputs"), (*path, "outputs"), "output")
+    yield from _reserved(node.get("outputs"), (*path, "outputs"))
+    if "review" in node:
+        yield from _review(node, path)
+    elif "run" not in node:
+        yield from _no_kind(node, path)
+    steps = node.get("on_failure")
+    if isinstance(steps, dict) and isinstance(inner := steps.get("fallback"), dict):
+        yield from check_node(inner, (*path, "on_failure", "fallback"))
+
+
+def _review(node: dict[str, Value], path: Path) -> Iterator[Fault]:
+    if "run" in node:
+        message = "a node is either a command (`run`) or a question to a human (`review`), not both"
+        yield Fault((*path, "review"), "two-kinds", message, "make the review a node of its own", on_key=True)
+        return
+    for key in node.keys() & _RUN_ONLY:
+        hint = "remove it"
+        if key == "timeout":
+            hint = "how long an answer is waited for is said in the review: review: {message: …, timeout: 24h}"
+        yield Fault((*path, key), "not-for-review", f"`{key}` has no meaning for a review node", hint, on_key=True)
+    held = node["review"]
+    if isinstance(held, dict) and not any(_is_message(k) for k in held):
+        yield Fault((*path, "review"), "no-message", "the review asks nothing", "add message: …", on_key=True)
+
+
+def _is_message(key: str) -> bool:
+    """Whether a key of a review is its message, perhaps misspelt (which is said by itself)."""
+    if key == "message":
+        return True
+    from dagrun.flowfile.words import stands_for
+
+    return key not in ("timeout", "on_timeout") and stands_for(key, "message")
+
+
+def _no_kind(node: dict[str, Value], path: Path) -> Iterator[Fault]:
+    from dagrun.flowfile.words import NOT_YET, stands_for
+
+    if any(k in NOT_YET["node"] or stands_for(k, "run") or stands_for(k, "review") for k in node):
+        return  # the key that stands in its place is refused by itself
+    hint = "add `run:` with its command, or `review:` with a question to a human"
+    message = f"node `{path[-1]}` has nothing to do" if path[0] == "nodes" else "this node has nothing to do"
+    yield Fault(path, "no-kind", message, hint, on_key=True)
 
 
 def _names(value: Value | None, path: Path, what: str) -> Iterator[Fault]:

@@ -75,6 +75,7 @@ Texts = Annotated[tuple[str, ...], _list(fields.filled), WithJsonSchema(_TEXTS_S
 Globs = Annotated[tuple[str, ...], _list(fields.glob), WithJsonSchema(_TEXTS_SCHEMA)]
 Variables = Annotated[tuple[str, ...], _list(fields.variable_pattern), WithJsonSchema(_TEXTS_SCHEMA)]
 Names = Annotated[tuple[str, ...], _list(fields.variable), WithJsonSchema(_TEXTS_SCHEMA)]
+Ident = Annotated[str, plain(fields.ident), WithJsonSchema(_ID_SCHEMA)]
 Needs = Annotated[
     tuple[str, ...],
     _list(fields.ident, one=True),
@@ -151,6 +152,57 @@ _AMOUNTS: dict[str, Any] = {
 }
 _OUTPUT_CAP = {**_SIZE_SCHEMA, "description": "What an attempt may write to stdout and stderr together (256M)."}
 Amounts = Annotated[dict[str, float], plain(fields.amounts), WithJsonSchema(_AMOUNTS)]
+def _growth(value: Value) -> tuple[int, int | None]:
+    """Percent, and how many nodes more if that is written."""
+    if not isinstance(value, dict):
+        return _percent(value), None
+    defects: list[fields.Defect] = []
+    found: dict[str, int] = {}
+    for key, item in value.items():
+        try:
+            if key not in ("percent", "nodes"):
+                raise fields.Wrong(
+                    fields.Defect(f"`growth` has no key `{key}`", "it has percent and nodes", code="unknown-key", on_key=True)
+                )
+            found[key] = _percent(item) if key == "percent" else fields.integer(item, least=0, most=1_000_000)
+        except fields.Wrong as error:
+            defects += [d._replace(at=(key, *d.at)) for d in error.defects]
+    if defects:
+        raise fields.Wrong(*defects)
+    return found.get("percent", 150), found.get("nodes")
+
+
+def _percent(value: Value) -> int:
+    if isinstance(value, str) and value.endswith("%") and value[:-1].isdecimal() and value.isascii() and len(value) < 9:
+        got = int(value[:-1])
+    elif isinstance(value, str) and not value.endswith("%"):
+        got = fields.integer(value)
+    else:
+        raise fields.wrong(f"a percentage is wanted here, not {fields.describe(value)}", "write 150%")
+    if not 100 <= got <= 1_000_000:
+        raise fields.wrong(f"{fields.describe(value)} is out of range", "100% is as many nodes as at the start")
+    return got
+
+
+Growth = Annotated[
+    tuple[int, int | None],
+    plain(_growth),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^[0-9]+%$"},
+                {
+                    "type": "object",
+                    "properties": {
+                        "percent": {"type": ["integer", "string"], "description": "Of the nodes at the start (150)."},
+                        "nodes": {"type": "integer", "minimum": 0, "description": "Or that many nodes more (10)."},
+                    },
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 Resources = Annotated[
     dict[str, float],
     plain(_resources),

@@ -6,19 +6,27 @@ Pydantic lives here and nowhere else; imported only when a file is read for the 
 models say which keys exist and what each wants (`fields.py` does the typing, `words.py` knows the
 keys that come later). Field names that Python reserves end in `_`; the file's name is the alias.
 
-`python -m dagrun.flowfile.schema` writes schemas/workflow.schema.json; `--check` compares.
+`python -m dagrun.flowfile.schema` writes schemas/*.schema.json; `--check` compares.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
 
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S
-from dagrun.flowfile import fields
+from dagrun.flowfile import fields, shorts
 from dagrun.flowfile import kinds as k
 from dagrun.flowfile.kinds import (
     Amounts,
@@ -29,6 +37,7 @@ from dagrun.flowfile.kinds import (
     Env,
     Filled,
     Globs,
+    Growth,
     Key,
     Line,
     Names,
@@ -43,39 +52,21 @@ from dagrun.flowfile.kinds import (
     Texts,
     Variables,
 )
-from dagrun.flowfile.source import Value
 
 ABSENT: Any = None  # the default of a key that was not written; typed Any, since the key's type has no None
 
 
+STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=False, defer_build=True)
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
-
-
-def _short(value: object) -> object:
-    """An input in its short form as its long form; whether text is bare is decided by its beginning."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, str) and fields.is_null(value):
-        defect = fields.Defect("this input has no value", "write {value: null} if nothing is what you mean")
-        raise PydanticCustomError("wrong", "wrong", {"defects": (defect,)})
-    if isinstance(value, str) and value.startswith(("nodes.", "params.")):
-        return {"from": value}
-    return {"value": value}
-
-
-def _bare(value: Value) -> str:
-    got = fields.filled(value)
-    if not got.startswith(("nodes.", "params.")):
-        hint = "a fixed value is written {value: …}"
-        raise fields.wrong(f"`from` begins with `nodes.` or `params.`, unlike {fields.describe(value)}", hint)
-    return got
+    model_config = STRICT
 
 
 class InputFile(_Model):
     """Where an input gets its value: `nodes.ID.OUTPUT`, `params.NAME`, or a literal value."""
 
-    from_: Annotated[str, k.plain(_bare), WithJsonSchema({"type": "string"})] = Field(
+    from_: Annotated[str, k.plain(shorts.bare), WithJsonSchema({"type": "string"})] = Field(
         "",
         alias="from",
         description="A bare expression that begins with `nodes.` or `params.`; implies the order edge.",
@@ -153,6 +144,34 @@ class LimitsFile(_Model):
     )
     timeout: Period = Field(ABSENT, description="Time for the whole run.")
     resources: Amounts = Field(ABSENT, description="What there is to reserve, by name: cpu, memory, gpu, …")
+    revisions: Annotated[int, *k.whole(0, 1000)] = Field(3, description="Patches that nodes may make (3).")
+    fallback_chain: Annotated[int, *k.whole(0, 100)] = Field(
+        2, description="How often a fallback may fail over to another (2)."
+    )
+    growth: Growth = Field(
+        ABSENT, description="How far patches of nodes may grow the run: `150%`, or {percent: 150, nodes: 10}."
+    )
+
+
+class ReviewFile(_Model):
+    """A question to a human."""
+
+    message: Filled = Field("", description="The question; `${{ inputs.NAME }}` is filled in.")
+    timeout: Period = Field(ABSENT, description="How long an answer is waited for (default: for ever).")
+    on_timeout: Annotated[Literal["reject", "approve"], *k.choice("reject", "approve")] = Field(
+        "reject", description="What no answer in that time means."
+    )
+
+
+Question = Annotated[ReviewFile, BeforeValidator(shorts.question), shorts.OrText(*k.SCALAR)]
+
+
+class OnFailureFile(_Model):
+    """What is tried, in this order, once the retries of a node are spent."""
+
+    fallback: TemplateOrNode = Field(ABSENT, description="The id of a template, or a node, that takes its place.")
+    replan: Filled = Field("", description="The name of a patch file, relative to this file.")
+    review: Question = Field(ABSENT, description="Ask a human: {message, timeout, on_timeout}, or {}.")
 
 
 class _Runnable(_Model):
@@ -188,9 +207,15 @@ class NodeFile(_Runnable):
     """A unit of work."""
 
     title: Line = Field("", description="A name for people.")
-    run: Command = Field(description="The command: text goes through the shell, a list runs a program without one.")
+    run: Command = Field(
+        ABSENT, description="The command: text goes through the shell, a list runs a program without one."
+    )
+    review: Question = Field(ABSENT, description="A human gate instead of a command: the question.")
+    on_failure: Annotated[OnFailureFile, BeforeValidator(shorts.steps), shorts.OrText()] = Field(
+        ABSENT, description="What is tried once the retries are spent: fallback, replan, review."
+    )
     needs: Needs = Field(ABSENT, description="Nodes that must be settled before (order only; data comes by `inputs`).")
-    inputs: dict[Key, Annotated[InputFile, BeforeValidator(_short)]] = Field(
+    inputs: dict[Key, Annotated[InputFile, BeforeValidator(shorts.given)]] = Field(
         ABSENT, description="Data from other nodes and params: NAME: nodes.ID.OUTPUT."
     )
     secrets: Names = Field(ABSENT, description="Declared secrets that the node gets as environment variables.")
@@ -204,6 +229,17 @@ class NodeFile(_Runnable):
     artifacts: Globs = Field(ABSENT, description="Files to keep, as patterns relative to the project directory.")
     resources: Resources = Field(ABSENT, description="What the node reserves: cpu, memory, gpu, any name; `output`.")
     estimate: Duration = Field(0.0, description="Your guess of its duration, for ordering and for `dagrun plan`.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Exactly one key makes the kind."""
+        made = handler(schema)
+        found = handler.resolve_ref_schema(made)
+        found["oneOf"] = [{"required": ["run"]}, {"required": ["review"]}]
+        return made
+
+
+TemplateOrNode = Annotated[NodeFile, WrapValidator(shorts.template), shorts.OrText()]
 
 
 class WorkflowFile(_Model):
@@ -226,6 +262,9 @@ class WorkflowFile(_Model):
     defaults: DefaultsFile = Field(ABSENT, description="What every node has unless it says otherwise.")
     secrets: dict[str, SecretFile] = Field(ABSENT, description="Secrets by name; only nodes that name one get it.")
     nodes: dict[Key, NodeFile] = Field(description="The nodes by id, in any order.")
+    templates: dict[Key, NodeFile] = Field(
+        ABSENT, description="Nodes that run only when a fallback or a patch names them, by id."
+    )
     outputs: dict[Key, Filled] = Field(ABSENT, description="Results of the workflow: NAME: nodes.ID.OUTPUT.")
     fail_fast: Bool = Field(False, description="Start nothing new after the first failure.")
 
@@ -240,6 +279,8 @@ MODELS: dict[str, type[_Model]] = {
     "input": InputFile,
     "output": OutputFile,
     "secret": SecretFile,
+    "review": ReviewFile,
+    "on_failure": OnFailureFile,
 }
 
 
@@ -248,19 +289,18 @@ def keys(model: type[BaseModel]) -> list[str]:
     return [f.alias or name for name, f in model.model_fields.items()]
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft-07) of workflow files, for editors."""
+class _Draft07(GenerateJsonSchema):
+    schema_dialect = "http://json-schema.org/draft-07/schema#"
 
-    class Draft07(GenerateJsonSchema):
-        schema_dialect = "http://json-schema.org/draft-07/schema#"
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """No titles: an editor shows the key itself."""
+        return False
 
-        def field_title_should_be_set(self, schema: Any) -> bool:
-            """No titles: an editor shows the key itself."""
-            return False
 
-    made = WorkflowFile.model_json_schema(schema_generator=Draft07)
-    made = _draft07(made)
-    head = {"$schema": Draft07.schema_dialect, "title": "dagrun workflow"}
+def json_schema(model: type[BaseModel] = WorkflowFile, title: str = "dagrun workflow") -> dict[str, Any]:
+    """The JSON Schema (draft-07) of workflow files (or another model), for editors."""
+    made = _draft07(model.model_json_schema(schema_generator=_Draft07))
+    head = {"$schema": _Draft07.schema_dialect, "title": title}
     return {**head, **{k: v for k, v in made.items() if k not in head}}
 
 
@@ -286,28 +326,39 @@ def _draft07(value: Any) -> Any:
     return made
 
 
-def schema_text() -> str:
-    """The exact content of schemas/workflow.schema.json."""
+def _file_text(document: dict[str, Any]) -> str:
     import json
 
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def schema_text() -> str:
+    """The exact content of schemas/workflow.schema.json."""
+    return _file_text(json_schema())
+
+
+def patch_schema_text() -> str:
+    """The exact content of schemas/patch.schema.json."""
+    from dagrun.flowfile.patchschema import PatchFile
+
+    return _file_text(json_schema(PatchFile, "dagrun patch"))
 
 
 def main(arguments: list[str]) -> int:
-    """Write the schema file, or with `--check` say whether it is up to date."""
+    """Write the schema files, or with `--check` say whether they are up to date."""
     from pathlib import Path
 
-    check = "--check" in arguments
     names = [a for a in arguments if not a.startswith("-")]
-    path = Path(names[0] if names else "schemas/workflow.schema.json")
-    if check:
-        if path.exists() and path.read_text(encoding="utf-8") == schema_text():
-            return 0
-        print(f"{path} is not what the models say: run python -m dagrun.flowfile.schema")
-        return 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(schema_text(), encoding="utf-8")
-    return 0
+    status = 0
+    for path in [Path(n) for n in names or ("schemas/workflow.schema.json", "schemas/patch.schema.json")]:
+        wanted = patch_schema_text() if path.name.startswith("patch") else schema_text()
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != wanted:
+            print(f"{path} is not what the models say: run python -m dagrun.flowfile.schema")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -36,18 +36,29 @@ _FOREIGN = {
     "max_delay": "max_wait max_interval",
     "backoff": "factor multiplier exponential",
     "type": "kind",
+    "review": "approve approval manual gate human confirm",
+    "message": "question text prompt body",
+    "on_failure": "on-failure onfailure on_error on-error catch rescue",
+    "fallback": "fall_back alternative default otherwise",
+    "templates": "template spare",
+    "operations": "ops changes actions modifications steps",
+    "insert": "add create",
+    "remove": "delete drop",
+    "modify": "update change edit set",
+    "rewire": "move depends relink",
+    "rerun": "redo restart",
     "enum": "choices options values one_of",
 }
 
 NOT_YET = {
     "workflow": frozenset(
-        "permissions models mcp_servers provider docker templates finally concurrency on_event on cache matrix".split()
+        "permissions models mcp_servers provider docker finally concurrency on_event on cache matrix".split()
     ),
     "node": frozenset(
-        "agent review workflow foreach matrix finally trigger_rule concurrency cache on_event permissions on_failure"
+        "agent workflow foreach matrix finally trigger_rule concurrency cache on_event permissions"
         " docker group model mcp_servers".split()
     ),
-    "limits": frozenset({"revisions", "fallback_chain", "growth"}),
+    "on_failure": frozenset({"replanner"}),
     "defaults": frozenset({"permissions", "docker", "on_failure", "resources"}),
 }
 

@@ -45,7 +45,9 @@ CONDITIONS = ("", "", "", "always()", "failure()", "success()", "false", "!cance
 # ---------------------------------------------------------------- building by hand
 
 
-def flow(*nodes: Node, schedule: Schedule = Schedule.READY, fail_fast: bool = False, limits: Limits | None = None) -> Plan:
+def flow(
+    *nodes: Node, schedule: Schedule = Schedule.READY, fail_fast: bool = False, limits: Limits | None = None
+) -> Plan:
     """The plan of a workflow of these nodes."""
     workflow = Workflow(
         name="w",
@@ -124,6 +126,7 @@ class World:
     crash_at: int = -1
     stop_at: int = -1
     stop: StopRequested | None = None
+    failing: bool = False  # some node had failed for good when this turn began
     laws: Sequence[Law] = ()
     checked: bool = True
     boots: int = 0
@@ -160,7 +163,9 @@ class World:
     def __repr__(self) -> str:
         nodes = [{"id": n.id, **node_to_json(n)} for n in self.plan.nodes]
         rest = {k: getattr(self, k) for k in ("room", "script", "seconds", "refused", "crash_at", "stop_at", "stop")}
-        return f"World({self.plan.workflow.schedule}, {nodes}, {rest}, events={[encode(e) for e, _, _ in self.records]})"
+        return (
+            f"World({self.plan.workflow.schedule}, {nodes}, {rest}, events={[encode(e) for e, _, _ in self.records]})"
+        )
 
     def run(self) -> RunEnded:
         """Work until the run ends; how it ended."""
@@ -176,6 +181,7 @@ class World:
         if self.stop is not None and before >= self.stop_at:
             stop, self.stop = self.stop, None
             self.fold(stop)
+        self.failing = self.state.failures > 0
         kept = facts(self.state) if self.checked else None
         effects = decide(self.state, self.now, self.room)
         assert kept is None or kept == facts(self.state), "decide changed the state"
@@ -305,8 +311,13 @@ def check_state(state: RunState) -> None:
 
 
 def _check_taint(state: RunState, failing: list[bool]) -> None:
-    """`tainted` is exact for every node that is to be decided; before that, and after, it may lag behind."""
+    """`tainted` is exact for every node that is to be decided; before that, and after, it may lag behind.
+
+    Failing fast gives up nodes whose needs still run, so there it may lag for good.
+    """
     plan = state.plan
+    if plan.workflow.fail_fast:
+        return
     tainted = [False] * len(plan.ids)
     for i in sorted(range(len(plan.ids)), key=plan.wave.__getitem__):
         tainted[i] = any(tainted[d] or failing[d] for d in plan.needs[i])
@@ -400,14 +411,16 @@ def worlds(draw: st.DrawFn, *, fail_fast: bool = True, unsafe: bool = True, max_
     """A random graph with a script of what its nodes do, and room for it."""
     plan = draw(plans(fail_fast=fail_fast, unsafe=unsafe, max_nodes=max_nodes))
     ids = list(plan.ids)
-    outcomes = st.lists(st.sampled_from([OK, OK, OK, FAILED, TIMED_OUT, Outcome.INVALID_OUTPUT]), min_size=1, max_size=3)
-    script = draw(st.fixed_dictionaries({name: outcomes for name in ids}))
+    outcomes = st.lists(
+        st.sampled_from([OK, OK, OK, FAILED, TIMED_OUT, Outcome.INVALID_OUTPUT]), min_size=1, max_size=3
+    )
+    script = draw(st.fixed_dictionaries(dict.fromkeys(ids, outcomes)))
     times = st.sampled_from([0.0, 1.0, 1.0, 2.5, 7.0])
     return World(
         plan,
         Room(draw(st.integers(1, 4)), {"gpu": 2.0, "cpu": 2.0}),
         script,
-        draw(st.fixed_dictionaries({name: times for name in ids})),
+        draw(st.fixed_dictionaries(dict.fromkeys(ids, times))),
         draw(st.frozensets(st.sampled_from(ids), max_size=2)),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from dagrun.core.check import check
@@ -57,7 +59,9 @@ def test_a_cycle_is_shown_as_a_path_at_one_of_its_edges() -> None:
 
 
 def test_a_cycle_through_an_input_points_at_the_input() -> None:
-    found = fault(node("a", outputs=OUT, inputs=reads(x="nodes.b.o")), node("b", "a", outputs=OUT, inputs=reads(y="nodes.a.o")))
+    found = fault(
+        node("a", outputs=OUT, inputs=reads(x="nodes.b.o")), node("b", "a", outputs=OUT, inputs=reads(y="nodes.a.o"))
+    )
     assert found.code == "cycle"
     assert found.path in (("nodes", "a", "inputs", "x"), ("nodes", "b", "needs", 0))
 
@@ -85,7 +89,7 @@ def test_every_edge_of_a_cycles_path_is_a_real_one() -> None:
     names = found.message.rpartition(": ")[2].split(" -> ")
     assert names[0] == names[-1]
     assert len(names) == 8
-    assert all(before in workflow.nodes[after].needs for before, after in zip(names, names[1:]))
+    assert all(before in workflow.nodes[after].needs for before, after in pairwise(names))
 
 
 def test_all_faults_are_reported_at_once() -> None:
@@ -129,7 +133,12 @@ def test_an_expression_stays_one_argument_in_an_argv() -> None:
         ({"inputs": reads(i="nodes.n.o")}, ("inputs", "i"), "unknown-name", "node `n` can't read itself"),
         ({"inputs": reads(i="nodes.up")}, ("inputs", "i"), "unknown-name", "`nodes.up` is no value"),
         ({"inputs": reads(i="params.topic || env.HOME")}, ("inputs", "i"), "unknown-name", "`env` can't be read here"),
-        ({"inputs": {"i": Input(value={"a": ["${{ inputs.i }}"]})}}, ("inputs", "i", "a", 0), "unknown-name", "`inputs`"),
+        (
+            {"inputs": {"i": Input(value={"a": ["${{ inputs.i }}"]})}},
+            ("inputs", "i", "a", 0),
+            "unknown-name",
+            "`inputs`",
+        ),
         ({"condition": "inputs.i == 1"}, ("if",), "unknown-name", "node `n` has no input `i`"),
         ({"condition": "nodes.up.o == 1"}, ("if",), "unknown-name", "`if` reads only the status of a node"),
         ({"condition": "toJSON(nodes)"}, ("if",), "unknown-name", "without the id of a node"),
@@ -225,4 +234,7 @@ def test_if_reads_the_status_only_of_what_is_settled_by_then(condition: str) -> 
 
 def test_a_default_must_fit_its_param() -> None:
     found = fault(node("n"), params={"p": Param(enum=("a", "b"), has_default=True, default="c")})
-    assert (found.path, found.message) == (("params", "p", "default"), "the default of param `p` is no string of its enum")
+    assert (found.path, found.message) == (
+        ("params", "p", "default"),
+        "the default of param `p` is no string of its enum",
+    )

@@ -109,7 +109,9 @@ def test_a_due_retry_goes_before_ready_nodes_and_not_before_its_time() -> None:
 
 def test_a_due_retry_waits_for_its_resource_without_holding_up_others() -> None:
     plan = flow(
-        node("a", resources={"gpu": 1}, retry=Retry(max_attempts=2, delay_s=0.0)), node("b", resources={"gpu": 1}), node("c")
+        node("a", resources={"gpu": 1}, retry=Retry(max_attempts=2, delay_s=0.0)),
+        node("b", resources={"gpu": 1}),
+        node("c"),
     )
     state = fold(begin(plan), *ran("a", FAILED), started("b"))
     assert starts(state, 1.0, Room(9, {"gpu": 1})) == ["c"]
@@ -240,7 +242,11 @@ def test_nothing_to_do_and_unsettled_is_a_bug_that_is_said() -> None:
 def stopping(cause: StopCause, mode: str) -> RunState:
     plan = flow(node("a"), node("b"), node("c"), node("bad"), node("below", "bad"))
     return fold(
-        begin(plan), *ran("bad", FAILED), started("a"), started("b"), StopRequested(cause=cause, mode=mode)  # type: ignore[arg-type]
+        begin(plan),
+        *ran("bad", FAILED),
+        started("a"),
+        started("b"),
+        StopRequested(cause=cause, mode=mode),  # type: ignore[arg-type]
     )
 
 
@@ -254,7 +260,7 @@ def test_drain_waits_for_what_runs_and_starts_nothing() -> None:
 
 
 def test_now_ends_what_runs() -> None:
-    assert due(stopping("sigterm", "now")) == [Cancel(0, "sigterm"), Cancel(1, "sigterm")]
+    assert due(stopping("sigterm", "now")) == [Cancel(0, "stopped by sigterm"), Cancel(1, "stopped by sigterm")]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +284,14 @@ def test_how_a_stopped_run_ends(cause: StopCause, status: RunStatus, code: int) 
 def test_a_cancel_says_by_whom() -> None:
     state = fold(begin(flow(node("a"))), StopRequested(cause="cancel", mode="now", by="ada"))
     assert due(state) == [Finish(RunStatus.CANCELLED, 143, "cancelled by ada")]
+
+
+def test_an_attempt_that_is_ended_says_why() -> None:
+    state = fold(begin(flow(node("a"))), started("a"))
+    fold(state, StopRequested(cause="timeout", mode="now"))
+    assert due(state) == [Cancel(0, "the run's limits.timeout is over")]
+    fold(state, StopRequested(cause="cancel", mode="now", by="ada"))
+    assert due(state) == [Cancel(0, "requested by ada")]
 
 
 def test_a_stop_that_comes_when_all_is_settled_changes_nothing() -> None:
@@ -327,12 +341,17 @@ class Watched(list):
 
 
 PER_NODE = ("node_status", "unmet", "attempts")
-PER_PLAN = ("needs", "dependents", "wave", "rank")
 
 
 def watch(plan: Plan) -> RunState:
     """A run whose lists of all nodes count how they are read."""
-    plan = replace(plan, **{name: Watched(getattr(plan, name)) for name in PER_PLAN})
+    plan = replace(
+        plan,
+        needs=Watched(plan.needs),
+        dependents=Watched(plan.dependents),
+        wave=Watched(plan.wave),
+        rank=Watched(plan.rank),
+    )
     state = begin(plan)
     for name in PER_NODE:
         setattr(state, name, Watched(getattr(state, name)))
@@ -413,9 +432,7 @@ def grid(n: int, schedule: Schedule) -> Plan:
 
 @pytest.mark.parametrize("schedule", list(Schedule))
 @pytest.mark.parametrize("shape", [chain, wide, grid])
-def test_an_event_costs_no_more_in_a_large_graph(
-    shape: Callable[[int, Schedule], Plan], schedule: Schedule
-) -> None:
+def test_an_event_costs_no_more_in_a_large_graph(shape: Callable[[int, Schedule], Plan], schedule: Schedule) -> None:
     room = Room(3, {"cpu": 2.0})
     costs = [cost_of_events(shape(n, schedule), room) for n in (200, 1000, 10_000)]
     assert 50 < costs[0] < 5000

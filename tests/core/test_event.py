@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagrun.core.event import EVENT_TYPES, AttemptFinished, Event, NodeStarted, RunCreated, RunEnded, decode, encode, event_type
+from dagrun.core.event import (
+    EVENT_TYPES,
+    AttemptFinished,
+    Event,
+    NodeStarted,
+    RunCreated,
+    RunEnded,
+    decode,
+    encode,
+    event_type,
+)
 from dagrun.core.names import Json, Outcome, RunStatus
 
 JSON: st.SearchStrategy[Json] = st.recursive(
@@ -58,7 +68,9 @@ def test_fields_with_their_default_are_left_out(name: str) -> None:
     cls = EVENT_TYPES[name]
     samples: dict[str, object] = {"int": 7, "str": "x", "Outcome": Outcome.FAILED, "RunStatus": RunStatus.FAILED}
     needed = {
-        f.name: samples.get(str(f.type), "x") for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
+        f.name: samples.get(str(f.type), "x")
+        for f in fields(cls)
+        if f.default is MISSING and f.default_factory is MISSING
     }
     data = json.loads(encode(cls(**needed)))
     assert list(data) == ["type", *needed]
@@ -87,12 +99,18 @@ def test_an_old_journal_without_newer_fields_is_read() -> None:
     ],
 )
 def test_what_this_version_does_not_know_is_refused(data: dict[str, Json]) -> None:
-    with pytest.raises(ValueError, match="unknown event type|unexpected|missing|splendid"):
+    with pytest.raises(ValueError, match=r"unknown event type|unexpected|missing|splendid"):
         decode(data)
 
 
 def test_decoding_leaves_its_argument_alone() -> None:
-    data: dict[str, Json] = {"type": "attempt.finished", "node": "a", "attempt": 1, "outcome": "failed", "artifacts": [1]}
+    data: dict[str, Json] = {
+        "type": "attempt.finished",
+        "node": "a",
+        "attempt": 1,
+        "outcome": "failed",
+        "artifacts": [1],
+    }
     copy = json.loads(json.dumps(data))
     assert decode(data) == AttemptFinished(node="a", attempt=1, outcome=Outcome.FAILED, artifacts=(1,))
     assert data == copy

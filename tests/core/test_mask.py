@@ -87,7 +87,9 @@ def test_values_too_short_to_hide_and_no_values_change_nothing() -> None:
 def test_json_values_are_masked_in_keys_and_depth() -> None:
     mask = Masker(("sesame",))
     assert mask
-    assert mask.value({"sesame": [1, None, True, {"x": "open sesame!"}]}) == {"***": [1, None, True, {"x": "open ***!"}]}
+    assert mask.value({"sesame": [1, None, True, {"x": "open sesame!"}]}) == {
+        "***": [1, None, True, {"x": "open ***!"}]
+    }
 
 
 def test_a_secret_that_is_not_utf8_is_hidden_too() -> None:

@@ -55,7 +55,23 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "s", "5 m", "1m1h", "-1s", "1.5h", "1e3", "inf", "nan", "5min", "٣s", "9" * 400, "9" * 400 + "d", "1_000"],
+    [
+        "",
+        " ",
+        "s",
+        "5 m",
+        "1m1h",
+        "-1s",
+        "1.5h",
+        "1e3",
+        "inf",
+        "nan",
+        "5min",
+        "٣s",
+        "9" * 400,
+        "9" * 400 + "d",
+        "1_000",
+    ],
 )
 def test_what_is_no_duration_is_refused_with_the_accepted_forms(text: str) -> None:
     with pytest.raises(ValueError, match="500ms, 30s, 5m, 1h30m"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, event, given, settings
@@ -66,7 +69,7 @@ def wave_is_open(world: World, new: Event) -> None:
 def stopped_starts_nothing(world: World, new: Event) -> None:
     if isinstance(new, NodeStarted):
         assert world.state.stop is None
-        assert not (world.state.failures and world.plan.workflow.fail_fast)
+        assert not (world.failing and world.plan.workflow.fail_fast)
 
 
 LAWS = (needs_are_settled, room_is_kept, completed_stays, wave_is_open, stopped_starts_nothing)
@@ -196,7 +199,9 @@ def test_what_is_not_idempotent_never_runs_again_after_its_effect_became_unknown
         whole(world)
     for i, node in enumerate(world.plan.nodes):
         if not node.idempotent:
-            unknown = [a.outcome in (Outcome.LOST, Outcome.TIMED_OUT, Outcome.CANCELLED) for a in world.state.attempts[i]]
+            unknown = [
+                a.outcome in (Outcome.LOST, Outcome.TIMED_OUT, Outcome.CANCELLED) for a in world.state.attempts[i]
+            ]
             assert not any(unknown[:-1])
 
 
@@ -270,13 +275,63 @@ def test_a_failed_run_that_is_resumed_gives_every_failed_node_all_its_tries_agai
     assert all(isinstance(a.finish, AttemptFinished) for tried in state.attempts for a in tried)
 
 
+# ---------------------------------------------------------------- the picture in the docs
+
+DESIGN = (Path(__file__).parents[2] / "docs/design.md").read_text()
+PICTURE = set(re.findall(r"^    (\w+) --> (\w+) : ", DESIGN, re.MULTILINE))
+MOVES: set[tuple[str, str]] = set()
+
+
+def watch_moves(world: World) -> Callable[[], None]:
+    """Remember how nodes move from now until the returned function is called."""
+    before = list(world.state.node_status)
+
+    def compare() -> None:
+        for old, new in zip(before, world.state.node_status, strict=True):
+            if old in SETTLED and new is Status.READY:
+                MOVES.update([(str(old), "pending"), ("pending", "ready")])
+            elif old is not new:
+                MOVES.add((str(old), str(new)))
+
+    return compare
+
+
+def test_the_picture_has_exactly_the_statuses_there_are() -> None:
+    assert {word for move in PICTURE for word in move} == set(Status)
+
+
+@QUICK
+@given(worlds(), st.integers(2, 30), st.none() | STOPS, st.booleans())
+def test_the_picture_shows_every_way_that_a_node_is_seen_to_go(
+    world: World, at: int, stop: StopRequested | None, revive: bool
+) -> None:
+    world.stop_at, world.stop = at, stop
+    pending: list[Callable[[], None]] = []
+
+    def law(world: World, _: Event) -> None:
+        while pending:
+            pending.pop()()
+        pending.append(watch_moves(world))
+
+    world.laws = (law,)
+    whole(world)
+    pending.pop()()
+    if revive and world.state.status is not RunStatus.COMPLETED:
+        compare = watch_moves(world)
+        world.attach(revive=True)
+        compare()
+    assert MOVES <= PICTURE, MOVES - PICTURE
+
+
 def test_the_laws_can_be_broken() -> None:
     """A monitor that never says no proves nothing."""
     from dagrun.core.decide import Room
-    from tests.core.strategies import flow, fold, started
     from dagrun.core.workflow import Node
+    from tests.core.strategies import flow, fold, started
 
-    plan = flow(Node(id="a", run="true", resources={"gpu": 2}), Node(id="b", run="true", needs=("a",)), schedule=Schedule.WAVES)
+    plan = flow(
+        Node(id="a", run="true", resources={"gpu": 2}), Node(id="b", run="true", needs=("a",)), schedule=Schedule.WAVES
+    )
     world = World(plan, Room(1, {"gpu": 1.0}))
     world.attach()
     for law, node in ((needs_are_settled, "b"), (wave_is_open, "b"), (room_is_kept, "a")):

@@ -374,7 +374,14 @@ def test_revive_works_wave_by_wave() -> None:
     fold(state, NodeSkipped(node="b", reason="dependency"), NodeSkipped(node="c", reason="dependency"), *ran("f"))
     fold(state, NodeSkipped(node="d", reason="dependency"), EngineAttached(pid=2, revive=True))
     assert state.wave == 1
-    assert [statuses(state)[n] for n in "abcdef"] == ["ready", "pending", "pending", "pending", "completed", "completed"]
+    assert [statuses(state)[n] for n in "abcdef"] == [
+        "ready",
+        "pending",
+        "pending",
+        "pending",
+        "completed",
+        "completed",
+    ]
 
 
 def test_warnings_are_kept() -> None:

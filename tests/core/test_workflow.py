@@ -116,7 +116,11 @@ def test_outputs_of_a_workflow_are_text_and_those_of_a_node_are_not() -> None:
 
 def test_a_plain_node_is_small() -> None:
     assert node_to_json(Node(id="a", run="true")) == {"id": "a", "run": "true"}
-    assert node_to_json(Node(id="a", run=("ls", "-l"), needs=("b",))) == {"id": "a", "run": ["ls", "-l"], "needs": ["b"]}
+    assert node_to_json(Node(id="a", run=("ls", "-l"), needs=("b",))) == {
+        "id": "a",
+        "run": ["ls", "-l"],
+        "needs": ["b"],
+    }
 
 
 def test_a_written_retry_is_not_the_same_as_none() -> None:
@@ -125,7 +129,9 @@ def test_a_written_retry_is_not_the_same_as_none() -> None:
 
 
 def test_values_that_only_look_like_a_default_are_kept() -> None:
-    node = Node(id="a", run="true", inputs={"x": Input(has_default=True, default=False)}, outputs={"o": Output(schema=False)})
+    node = Node(
+        id="a", run="true", inputs={"x": Input(has_default=True, default=False)}, outputs={"o": Output(schema=False)}
+    )
     assert node_from_json(node_to_json(node)) == node
     assert node_from_json(node_to_json(node)).inputs["x"].default is False
 
