@@ -22,8 +22,9 @@ class Plan:
 
     `needs[i]` are the numbers of the nodes that `i` waits for (written `needs` ∪ inputs, in that
     order, no duplicates); `wave[i]` is its depth from 1; `rank[i]` the length of the longest path
-    from its start to a sink, in estimated seconds (1 for a node nobody estimated); `depth` the
-    number of waves. `removed` are the numbers of nodes that a patch took out: they have no edges.
+    from its start to a sink, in estimated seconds (a node that nobody estimated takes the mean of
+    the others, or 1); `depth` the number of waves. `removed` are the numbers of nodes that a patch
+    took out: they have no edges.
     """
 
     workflow: Workflow
@@ -140,10 +141,7 @@ def _build(
         wave, order = _waves(needs)
     except CycleError as error:
         raise CycleFound([ids[i] for i in error.args[1]]) from None
-    rank = [0.0] * len(ids)
-    for i in reversed(order):
-        own = known.get(ids[i]) or nodes[i].estimate_s or 1.0
-        rank[i] = own + max([rank[d] for d in dependents[i]], default=0.0)
+    rank = _ranks([known.get(name) or nodes[i].estimate_s for i, name in enumerate(ids)], dependents, order)
     return Plan(
         workflow=workflow,
         revision=revision,
@@ -157,6 +155,16 @@ def _build(
         depth=max(wave, default=0),
         removed=removed,
     )
+
+
+def _ranks(estimates: list[float], dependents: list[list[int]], order: list[int]) -> list[float]:
+    """The longest path from the start of each node to a sink; a node nobody estimated takes the mean."""
+    given = [e for e in estimates if e]
+    usual = sum(given) / len(given) if given else 1.0
+    rank = [0.0] * len(estimates)
+    for i in reversed(order):
+        rank[i] = (estimates[i] or usual) + max([rank[d] for d in dependents[i]], default=0.0)
+    return rank
 
 
 def _waves(needs: list[tuple[int, ...]]) -> tuple[list[int], list[int]]:

@@ -280,6 +280,8 @@ def _node(name: str, title: str, needs: list[str], script: Iterable[str], second
     elif needs:
         words = [f"{_key(need)}," for need in needs[:-1]] + [_key(needs[-1])]
         yield from (f"    {line}" for line in _wrapped("needs: [", words, "]", ""))
+    if _number(seconds) != "0":
+        yield f"    estimate: {_number(seconds)}s"
     if seconds > DEFAULT_TIMEOUT_S / 2:
         yield f"    timeout: {math.ceil(seconds + DEFAULT_TIMEOUT_S)}s"
     lines = list(script) or ["'true'"]
