@@ -48,7 +48,7 @@ def test_the_compiled_graph() -> None:
     assert plan.wave == [1, 1, 2, 3]
     assert plan.rank == [13.0, 12.0, 9.0, 5.0]  # nobody guessed z and b: they take the mean
     assert plan.depth == 3
-    assert [plan.ids[i] for i in critical_path(plan)] == ["a", "b", "c"]
+    assert [plan.ids[i] for i in critical_path(plan)] == ["z", "b", "c"]
     assert (plan.upstream(3), plan.downstream(0), plan.upstream(0)) == ({0, 1, 2}, {2, 3}, set())
 
 
