@@ -40,7 +40,8 @@ class Problem:
 
     `line` and `column` count from 1, `column` in characters; 0 means "the file as a whole".
     `excerpt` holds the lines around the place as (line number, text) and always contains `line`
-    when it isn't empty. `hint` says what to write instead.
+    when it isn't empty; its texts begin `shift` characters into their lines. `hint` says what to
+    write instead.
     """
 
     code: str
@@ -52,6 +53,7 @@ class Problem:
     hint: str = ""
     excerpt: tuple[tuple[int, str], ...] = ()
     severity: str = "error"  # error | warning
+    shift: int = 0
 
     def to_json(self) -> dict[str, object]:
         """This problem as `validate --format json` prints it."""
@@ -179,7 +181,7 @@ def render_problem(problem: Problem) -> str:
     for number, line in problem.excerpt:
         out.append(f" {number:>{width}} | {visible(line)}".rstrip())
         if number == problem.line:
-            pad = len(visible(line[: problem.column - 1]))
+            pad = len(visible(line[: max(0, problem.column - 1 - problem.shift)]))
             out.append(f" {' ' * width} | {' ' * pad}{'^' * max(1, problem.length)}")
     if problem.hint:
         out.append(f" {' ' * width} = help: {visible(problem.hint)}")

@@ -45,8 +45,7 @@ def check(workflow: Workflow) -> list[Fault]:
         check_template(workflow, node, faults)
     for name, text in workflow.outputs.items():
         _check_text(workflow, None, text, ("outputs", name), _RESULT, faults, bare=is_bare(text))
-    if not any(f.code in ("unknown-node", "self-need") for f in faults):
-        faults.extend(_check_cycles(workflow))
+    faults.extend(_check_cycles(workflow))
     if not any(f.severity == "error" for f in faults):
         faults.extend(_check_status_reads(workflow))
     return faults
@@ -279,8 +278,9 @@ def _node_reference_fault(
 
 def _check_cycles(workflow: Workflow) -> Iterator[Fault]:
     """One fault for each of up to 20 separate cycles, with its path."""
-    # a node that reads itself was reported as that
-    graph = {i: dict.fromkeys([n for n in all_needs(node) if n != i]) for i, node in workflow.nodes.items()}
+    # an edge from itself or from nowhere was reported as that
+    known = workflow.nodes
+    graph = {i: dict.fromkeys([n for n in all_needs(node) if n != i and n in known]) for i, node in known.items()}
     for _ in range(20):
         sorter = TopologicalSorter({i: list(needs) for i, needs in graph.items()})
         try:

@@ -89,21 +89,23 @@ def decide(state: RunState, now_m: float, room: Room) -> list[Effect]:
     if state.plan.revision != state.adopted_revision:
         effects.append(Append(RevisionAdopted(revision=state.plan.revision)))
     effects.extend(Append(_skip(state, i)) for i in state.doomed)
-    if state.cancelling:
+    if state.cancelling and not failing_fast:
         effects.extend(Cancel(i, "replanned") for i in state.cancelling)
-    if state.escalating:
-        effects.extend(_escalations(state))
+    escalation = _escalation(state) if state.escalating and not failing_fast else None
     if failing_fast:
         effects.extend(_fail_fast(state))
+    elif escalation is not None:
+        effects.append(escalation)  # alone: it may change the plan that starts are chosen by
     elif len(state.running) < room.parallel and (state.ready or state.waking):
         _starts(state, now_m, room, effects)
     if not effects and not state.running:
         if state.settled == len(state.plan.ids) and not state.proposals:
             return [_finish(state)]
+        if any(_waits(state, i) for _, i in state.waking):
+            return []
         if state.reviews or state.proposals:
             return [Finish(RunStatus.NEEDS_REVIEW, EXIT_CODES[RunStatus.NEEDS_REVIEW], _waiting_for(state))]
-        if not state.waking:
-            return [Stuck(_stuck(state))]
+        return [Stuck(_stuck(state))]
     return effects
 
 
@@ -190,6 +192,8 @@ def _reserve(wants: Mapping[str, float], used: dict[str, float]) -> None:
 def _skip(state: RunState, i: int) -> NodeSkipped:
     """The skip of a node whose needs did not all succeed, naming the first of them."""
     plan = state.plan
+    if i in state.unselected:
+        return NodeSkipped(node=plan.ids[i], reason="selection", text=state.reasons.get(i, ""))
     for d in plan.needs[i]:
         status = state.node_status[d]
         if status is Status.FAILED and not plan.nodes[d].continue_on_error:
@@ -204,24 +208,28 @@ def _fail_fast(state: RunState) -> list[Effect]:
     first = next(
         state.plan.ids[i]
         for i in state.finished
-        if state.node_status[i] is Status.FAILED and not state.plan.nodes[i].continue_on_error
+        if state.node_status[i] is Status.FAILED
+        and i not in state.removed
+        and not state.plan.nodes[i].continue_on_error
     )
     text = f"fail_fast: {first} failed"
     effects: list[Effect] = [Cancel(i, text) for i in state.running]
-    waiting = (Status.PENDING, Status.READY, Status.RETRYING)
+    waiting = (Status.PENDING, Status.READY, Status.RETRYING, Status.AWAITING_REVIEW)
+    if not any(state.counts[status] for status in waiting):
+        return effects
     for i, status in enumerate(state.node_status):
-        if status in waiting and i not in state.doomed:
+        if status in waiting and i not in state.doomed and i not in state.removed:
             effects.append(Append(NodeCancelled(node=state.plan.ids[i], text=text)))
     return effects
 
 
-def _escalations(state: RunState) -> list[Effect]:
-    found: list[Effect] = []
+def _escalation(state: RunState) -> Escalate | None:
+    """The next step of one node whose retries are spent; the next node's turn is when that is done."""
     for i in outstanding(state):
         wanted = state.plan.nodes[i].on_failure
         if wanted is not None:
-            found.append(Escalate(i, wanted.steps[state.escalating[i]]))
-    return found
+            return Escalate(i, wanted.steps[state.escalating[i]])
+    return None
 
 
 def _waiting_for(state: RunState) -> str:
@@ -256,5 +264,6 @@ def _finish(state: RunState) -> Finish:
 
 
 def _stuck(state: RunState) -> str:
-    names = [state.plan.ids[i] for i, s in enumerate(state.node_status) if s in (Status.PENDING, Status.READY)]
+    stuck = (Status.PENDING, Status.READY, Status.RETRYING)
+    names = [state.plan.ids[i] for i, s in enumerate(state.node_status) if s in stuck and i not in state.removed]
     return f"{len(names)} nodes can't move: {', '.join(names[:5])}"

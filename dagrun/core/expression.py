@@ -47,6 +47,7 @@ from dagrun.core.tree import (
     functions_used,
     references,
     uses_status_function,
+    wants_success,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ __all__ = [
     "to_text",
     "truthy",
     "uses_status_function",
+    "wants_success",
 ]
 
 MAX_VALUE_DEPTH = 100

@@ -62,6 +62,8 @@ def _forms(value: str) -> set[str]:
             continue
         raw = part.encode("utf-8", "surrogateescape")
         out |= {part, encode_basestring_ascii(part)[1:-1], encode_basestring(part)[1:-1]}
+        quoted = repr("\"'" + part)[4:-1]  # as messages quote what a node wrote
+        out |= {quoted, quoted.replace("\\'", "'")}
         out |= {quote(raw, safe=""), quote_plus(raw), quote(raw)}
         for shift in range(3):
             # the three alignments at which the value can stand inside a longer base64 text

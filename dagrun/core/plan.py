@@ -41,11 +41,15 @@ class Plan:
 
     def upstream(self, node: int) -> set[int]:
         """All ancestors of a node. Linear in the edges above it."""
-        return _closure(node, self.needs)
+        return _closure(self.needs[node], self.needs)
 
     def downstream(self, node: int) -> set[int]:
         """All descendants of a node. Linear in the edges below it."""
-        return _closure(node, self.dependents)
+        return _closure(self.dependents[node], self.dependents)
+
+    def below(self, nodes: Iterable[int]) -> set[int]:
+        """All descendants of some nodes. Linear in the edges below them."""
+        return _closure([d for i in nodes for d in self.dependents[i]], self.dependents)
 
 
 class CycleFound(ValueError):
@@ -56,9 +60,9 @@ class CycleFound(ValueError):
         self.path = path
 
 
-def _closure(start: int, edges: list[tuple[int, ...]] | list[list[int]]) -> set[int]:
+def _closure(start: Iterable[int], edges: list[tuple[int, ...]] | list[list[int]]) -> set[int]:
     seen: set[int] = set()
-    todo = list(edges[start])
+    todo = list(start)
     while todo:
         i = todo.pop()
         if i not in seen:

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from dagrun.core.check import check_node
 from dagrun.core.event import PatchAdmitted, PatchProposed, PatchRefused
-from dagrun.core.names import SETTLED, Json, NodeId, Status
+from dagrun.core.names import SETTLED, Json, NodeId, RunStatus, Status
 from dagrun.core.patch import (
     Alternative,
     Draft,
@@ -28,36 +27,45 @@ from dagrun.core.patch import (
     Retry,
     Rewire,
     SetLimits,
+    Trigger,
+    again,
     apply,
     draft,
 )
-from dagrun.core.plan import CycleFound, Plan, critical_path, is_bare, near, revise_plan
-from dagrun.core.state import RunState
-from dagrun.core.workflow import Fault, Limits, Node, Workflow, node_to_json
+from dagrun.core.patchlimits import check_limits, present_wave
+from dagrun.core.plan import Plan, all_needs
+from dagrun.core.soundness import check_draft, check_rewired, check_status_reads, revised
+from dagrun.core.state import RunState, becomes, revived_by
+from dagrun.core.workflow import Fault, Limits, Node, node_to_json
 
 Actor: TypeAlias = Literal["human", "declared", "node"]  # who made a patch; `declared` = on_failure of the author
 
+_ALL = frozenset({Insert, Remove, Rewire, Modify, Fallback, Alternative})
 _ALLOWED: Mapping[Status, frozenset[type]] = {
-    Status.PENDING: frozenset({Insert, Remove, Rewire, Modify, Fallback, Alternative}),
-    Status.READY: frozenset({Insert, Remove, Rewire, Modify, Fallback, Alternative}),
-    Status.SKIPPED: frozenset({Insert, Remove, Rewire, Modify, Retry, Fallback, Alternative}),
-    Status.CANCELLED: frozenset({Insert, Remove, Rewire, Modify, Retry, Fallback, Alternative}),
-    Status.RETRYING: frozenset({Modify, Retry, Remove, Fallback, Alternative}),
+    Status.PENDING: _ALL,
+    Status.READY: _ALL,
+    Status.SKIPPED: _ALL | {Retry},
+    Status.CANCELLED: _ALL | {Retry},
+    Status.RETRYING: frozenset({Modify, Retry, Remove, Alternative}),
     Status.FAILED: frozenset({Retry, Fallback, Remove, Alternative}),
     Status.AWAITING_REVIEW: frozenset({Remove, Retry, Fallback, Alternative}),
     Status.COMPLETED: frozenset({Rerun, Alternative}),
     Status.SUPERSEDED: frozenset(),
     Status.RUNNING: frozenset(),
 }
-_FROZEN = frozenset({Status.COMPLETED, Status.RUNNING, Status.FAILED, Status.SUPERSEDED})
+# they keep their needs and inputs, whatever happens around them
+_FROZEN = frozenset(
+    {Status.COMPLETED, Status.RUNNING, Status.FAILED, Status.SUPERSEDED, Status.AWAITING_REVIEW}
+)
 
 
 @dataclass(slots=True)
 class Verdict:
     """What became of a patch: `event` admits it, or `faults` says everything that is wrong with it.
 
-    The rest is for the preview: ids that are new, revived, cancelled, stale (run again although
-    they had completed); `warnings` for people.
+    The rest is for the preview: ids that are new (or have their id back), removed, changed, ended
+    while they run, stale (run again although they had completed), back after a skip; `warnings` for
+    people.
     """
 
     event: PatchAdmitted | None = None
@@ -79,19 +87,19 @@ def admit(state: RunState, patch: Patch, *, by: str, actor: Actor = "human", und
     Linear in the nodes for the new plan; the checks cost the degree of what is touched.
     """
     verdict = Verdict()
-    live = [name for name, i in state.plan.index.items() if i not in state.removed]
     work = draft(state.plan.workflow, state.plan.ids)
-    for at, operation in enumerate(patch.operations):
-        _check_states(state, work, operation, at, actor)
-    work.frozen = frozenset(n for n in live if state.node_status[state.plan.index[n]] in _FROZEN)
+    _place(state, work, patch)
+    if not patch.operations:
+        work.faults.append(Fault(("operations",), "empty", "a patch without operations changes nothing"))
+    for at in range(len(patch.operations)):
+        _check_states(state, work, patch, at, actor, undoes)
     apply(work, patch)
+    _close_reruns(state, work, patch)
     _check_settled(state, work, patch)
-    _close_reruns(state, work)
-    if not work.faults:
-        _check_whole(state, work, verdict)
-    if not work.faults and actor == "node":
-        _check_limits(state, work, patch)
-    verdict.faults = work.faults
+    _check_whole(state, work, patch, verdict)
+    if actor == "node":
+        check_limits(state, work, patch)
+    verdict.faults = list(dict.fromkeys(work.faults))
     if not verdict.faults:
         _fill(state, work, patch, verdict, by, undoes)
         _warn(state, work, verdict)
@@ -136,6 +144,33 @@ def trigger_json(patch: Patch) -> dict[str, Json]:
 # ---------------------------------------------------------------- which node, in which state
 
 
+def standing(state: RunState, i: int) -> Status:
+    """The status that counts for a patch: a running node that a patch ends already is what it becomes."""
+    return state.cancelling.get(i, state.node_status[i])
+
+
+def _status(state: RunState, name: NodeId) -> Status | None:
+    i = state.plan.index.get(name)
+    return None if i is None or i in state.removed else standing(state, i)
+
+
+def _place(state: RunState, work: Draft, patch: Patch) -> None:
+    """Tell a draft what of its graph has run, and who stands in for whom."""
+    index, status = state.plan.index, state.node_status
+    renewed = _renewed(patch)
+    work.frozen = frozenset(
+        [n for n in work.before if status[i := index[n]] in _FROZEN and i not in state.cancelling and n not in renewed]
+    )
+    ids = state.plan.ids
+    work.aliases = {ids[old]: ids[new] for old, new in state.stand_ins.items() if ids[old] not in renewed}
+    work.retired = frozenset(work.aliases)
+
+
+def _renewed(patch: Patch) -> frozenset[NodeId]:
+    """Nodes that this very patch runs again: whatever else it does to them, they have not run then."""
+    return frozenset(op.id for op in patch.operations if isinstance(op, Retry))
+
+
 def _targets(operation: Operation) -> tuple[NodeId, ...]:
     """The existing nodes whose state decides whether an operation may be carried out."""
     match operation:
@@ -149,235 +184,177 @@ def _targets(operation: Operation) -> tuple[NodeId, ...]:
             return (operation.id,)
 
 
-def _check_states(state: RunState, work: Draft, operation: Operation, at: int, actor: Actor) -> None:
-    kind = type(operation).__name__.lower()
+def _ends_running(operation: Operation) -> bool:
+    return not isinstance(operation, SetLimits) and operation.cancel_running
+
+
+def _check_states(state: RunState, work: Draft, patch: Patch, at: int, actor: Actor, undoes: int) -> None:
+    operation = patch.operations[at]
+    kind = _word(operation)
+    completed = state.ended is not None and state.ended.status is RunStatus.COMPLETED
+    if completed and not isinstance(operation, Insert | Rerun) and not undoes:
+        message = f"{kind}: the run is completed"
+        work.fault(at, "", "completed-run", message, "a completed run takes insert and rerun")
+        return
+    if isinstance(operation, SetLimits) and actor == "node":
+        work.fault(at, "", "not-allowed", "set_limits: a node may not change the limits of its run", "ask a human")
+    renewed = _renewed(patch)
     for name in _targets(operation):
         i = state.plan.index.get(name)
         if i is None or i in state.removed:
             continue  # `apply` says that it is unknown
-        status = state.node_status[i]
-        if status is Status.RUNNING and getattr(operation, "cancel_running", False):
+        status = standing(state, i)
+        if status is Status.RUNNING and _ends_running(operation):
             continue
-        if type(operation) in _ALLOWED[status]:
+        # a retry in the same patch makes a failed node one that has not run
+        if type(operation) in _ALLOWED[status] or (
+            status in (Status.FAILED, Status.RETRYING, Status.AWAITING_REVIEW)
+            and name in renewed
+            and type(operation) in _ALLOWED[Status.PENDING]
+        ):
             continue
-        if actor == "declared" and i in state.escalating:
+        if i in state.escalating and (actor == "declared" or isinstance(operation, Fallback)):
+            continue  # its retries are spent: it has failed
+        if undoes and isinstance(operation, Retry) and status is Status.SUPERSEDED:
             continue
         message = f"{kind}: node `{name}` is {status}"
-        work.fault(at, "", "wrong-state", message, _advice(status, kind, name))
-    if isinstance(operation, Rewire | Insert):
-        key, names = ("new", operation.new) if isinstance(operation, Rewire) else ("after", operation.after)
-        _check_feeds(state, work, key, names, at, kind)
+        work.fault(at, "", "wrong-state", message, _advice(status, operation, name))
 
 
-def _check_feeds(state: RunState, work: Draft, key: str, names: Iterable[NodeId], at: int, kind: str) -> None:
-    """A node can't be made to wait for one that will never give anything."""
-    for name in names:
-        i = state.plan.index.get(name)
-        if i is None or i in state.removed:
-            continue
-        status = state.node_status[i]
-        failed = status is Status.FAILED and not state.plan.nodes[i].continue_on_error
-        lost = status in (Status.SKIPPED, Status.CANCELLED) and state.skips.get(i) not in ("patch", "selection")
-        if failed or lost or status is Status.SUPERSEDED:
-            work.fault(at, key, "dead-need", f"{kind}: `{name}` is {status} and gives nothing to wait for")
+def _word(operation: Operation) -> str:
+    return "set_limits" if isinstance(operation, SetLimits) else type(operation).__name__.lower()
 
 
-def _advice(status: Status, kind: str, name: NodeId) -> str:
-    if status is Status.RUNNING:
-        return f"wait for it, or end it first: `running: cancel` (--cancel-running) on {name}"
-    if status is Status.COMPLETED:
-        return "finished work is never changed; to run it again with all that follows: rerun"
-    if status in (Status.PENDING, Status.READY) and kind == "retry":
-        return "it has not run yet: use modify"
-    if status in (Status.PENDING, Status.READY) and kind == "rerun":
-        return "it has not run yet: nothing to do"
-    if status is Status.FAILED:
-        return "a failed node takes retry, fallback or remove"
-    if status is Status.RETRYING:
-        return "a node between attempts takes modify, retry, fallback or remove"
-    if status is Status.SUPERSEDED:
-        return "its fallback took its place: change that one"
-    return ""
+def _advice(status: Status, operation: Operation, name: NodeId) -> str:
+    match status:
+        case Status.RUNNING:
+            return f"wait for it, or end it first: `running: cancel` (--cancel-running) on {name}"
+        case Status.COMPLETED:
+            return "finished work is never changed; to run it again with all that follows: rerun"
+        case Status.PENDING | Status.READY:
+            return "it has not run yet: " + ("use modify" if isinstance(operation, Retry) else "nothing to do")
+        case Status.SKIPPED | Status.CANCELLED:
+            return "it did not run: use retry"
+        case Status.FAILED:
+            return "a failed node takes retry, fallback or remove; with a retry beside it, anything"
+        case Status.RETRYING:
+            return "a node between attempts takes modify, retry or remove; with a retry beside it, anything"
+        case Status.AWAITING_REVIEW:
+            return "a node that waits for a human takes remove, retry or fallback; or decide: dagrun review"
+        case _:
+            return "its fallback took its place: change that one"
 
 
 def _check_settled(state: RunState, work: Draft, patch: Patch) -> None:
     """Nodes that other operations dragged in: settled and running ones stay as they are."""
-    retried = set(work.reset)
+    again_ = set(work.reset)
     for name in [*work.changed, *work.removed]:
-        i = state.plan.index.get(name)
-        if i is None or i in state.removed or name in retried:
-            continue
-        status = state.node_status[i]
         at = work.touched[name]
         operation = patch.operations[at]
-        if name in _targets(operation) and not isinstance(operation, Insert):
-            continue  # judged by `_check_states`
-        if status in _FROZEN:
-            verb = "removed" if name in work.removed else "changed"
-            message = f"`{name}` would be {verb}, but it is {status}"
-            work.fault(at, "", "settled", message, "what has run or runs stays: use strategy skip, or leave it out")
-    for name, _ in work.skipped.items():
-        i = state.plan.index.get(name)
-        if i is not None and state.node_status[i] is Status.COMPLETED and not _blocked(patch, work.touched[name], name):
-            work.fault(work.touched[name], "", "settled", f"`{name}` is completed: finished work is never taken back")
-    for name in [n for n in work.skipped if _status(state, n) is Status.COMPLETED]:
-        work.skipped.pop(name, None)  # completed nodes of a blocked path stay completed
-
-
-def _blocked(patch: Patch, at: int, name: NodeId) -> bool:
-    operation = patch.operations[at]
-    return isinstance(operation, Alternative) and name in operation.blocked
-
-
-def _status(state: RunState, name: NodeId) -> Status | None:
-    i = state.plan.index.get(name)
-    return None if i is None or i in state.removed else state.node_status[i]
-
-
-def _close_reruns(state: RunState, work: Draft) -> None:
-    """A rerun makes all that followed from the node stale: it runs again too."""
-    for name in list(work.reset):
-        if _status(state, name) is not Status.COMPLETED:
+        status = _status(state, name)
+        if status not in _FROZEN or name in again_ or name in work.retired or name in _targets(operation):
+            continue  # targets are judged by `_check_states`
+        if status is Status.RUNNING and _ends_running(operation):
             continue
-        for i in sorted(state.plan.downstream(state.plan.index[name])):
-            below = state.plan.ids[i]
-            if i in state.removed or below in work.reset or below not in work.nodes:
+        if name in work.removed and status in (Status.FAILED, Status.AWAITING_REVIEW):
+            continue
+        verb = "removed" if name in work.removed else "changed"
+        message = f"`{name}` would be {verb}, but it is {status}"
+        work.fault(at, "", "settled", message, "what has run or runs stays: use strategy skip, or leave it out")
+    for name in [n for n in work.skipped if _status(state, n) is Status.COMPLETED]:
+        work.skipped.pop(name)  # completed nodes of a blocked path stay completed
+
+
+def _close_reruns(state: RunState, work: Draft, patch: Patch) -> None:
+    """A rerun makes all that followed from the node stale: it runs again too."""
+    todo = [op.id for op in patch.operations if isinstance(op, Rerun) and op.id in work.nodes]
+    ends = any(_ends_running(op) for op in patch.operations if isinstance(op, Rerun))
+    seen = set(todo)
+    while todo:
+        name = todo.pop()
+        for below in work.dependents(name):
+            if below in seen:
                 continue
-            status = state.node_status[i]
-            if status is Status.RUNNING:
-                at = work.touched[name]
-                work.fault(at, "", "wrong-state", f"rerun: `{below}` follows from `{name}` and is running", "wait for it")
-            elif status in SETTLED and status is not Status.SUPERSEDED:
-                work.reset.append(below)
-                work.touched.setdefault(below, work.touched[name])
+            seen.add(below)
+            todo.append(below)
+            status = _status(state, below)
+            at = work.touched[name]
+            work.touched.setdefault(below, at)
+            if status is Status.RUNNING and not ends:
+                message = f"rerun: `{below}` follows from `{name}` and is running"
+                work.fault(at, "", "wrong-state", message, "wait for it, or end it: `running: cancel`")
+            elif below not in work.reset and below not in work.skipped and _is_stale(state, below, status):
+                again(work, below, at)
+
+
+def _is_stale(state: RunState, name: NodeId, status: Status | None) -> bool:
+    if status is Status.SKIPPED:
+        return state.skips.get(state.plan.index[name]) not in ("patch", "selection")
+    begun = (Status.RUNNING, Status.RETRYING, Status.AWAITING_REVIEW)
+    return status in begun or (status in SETTLED and status is not Status.SUPERSEDED)
+
+
+def _check_feeds(state: RunState, work: Draft, patch: Patch) -> None:
+    """A node can't be made to wait for one that will never give anything."""
+    for name, node in work.changed.items():
+        before = work.before.get(name)
+        operation = patch.operations[work.touched[name]]
+        rewired = isinstance(operation, Rewire) and operation.id == name
+        if name in work.retired or isinstance(operation, Fallback) or (node.condition and not rewired):
+            continue
+        # bridged needs come from a node that waited for them already: it is decided by them as it was
+        if isinstance(operation, Remove) or (before is None and name in state.plan.index):
+            continue
+        old = set(all_needs(before)) if before is not None else set()
+        for need in all_needs(node):
+            if need not in old and (why := _dead(state, work, need, rewired)):
+                message = f"`{name}` would wait for `{need}`, which {why}"
+                work.fault(work.touched[name], "", "dead-need", message, "name one that runs, or retry it too")
+
+
+def _dead(state: RunState, work: Draft, name: NodeId, strict: bool) -> str:
+    """Why a node gives nothing to wait for, or an empty text. `strict`: also what a patch left out."""
+    if name in work.superseded:
+        return "is superseded"
+    if name in work.skipped:
+        return "would be skipped" if strict else ""
+    status = _status(state, name)
+    if status is None or name in work.reset:
+        return ""
+    i = state.plan.index[name]
+    if status is Status.FAILED:
+        return "" if state.plan.nodes[i].continue_on_error else "failed"
+    if status is Status.SKIPPED and name not in work.changed:
+        satisfied = state.skips.get(i) in ("patch", "selection")
+        return "" if satisfied and not strict else "was skipped"
+    return f"is superseded by `{work.aliases.get(name, '')}`" if status is Status.SUPERSEDED else ""
 
 
 # ---------------------------------------------------------------- the whole
 
 
-def _check_whole(state: RunState, work: Draft, verdict: Verdict) -> None:
+def _check_whole(state: RunState, work: Draft, patch: Patch, verdict: Verdict) -> None:
     """References, contracts, orphans and cycles of the graph that would be."""
     workflow = replace(state.plan.workflow, nodes=work.nodes, limits=work.limits)
     check_draft(workflow, work)
-    if work.faults:
-        return
-    try:
-        verdict.after = revise_plan(state.plan, workflow, state.plan.revision + 1)
-    except CycleFound as error:
-        at = next((work.touched[n] for n in error.path if n in work.touched), 0)
-        message = "the nodes would wait for each other: " + " -> ".join(error.path)
-        work.fault(at, "", "cycle", message, "remove one of these needs")
-
-
-def check_draft(workflow: Workflow, work: Draft) -> None:
-    """Add the faults of the nodes that a draft changed, of their dependents and of the outputs."""
-    names = set(work.changed)
-    for gone in work.removed:
-        names.update(work.dependents(gone))
-    for name in list(work.changed):
-        names.update(work.dependents(name))
-    for name in sorted(names & work.nodes.keys()):
-        found: list[Fault] = []
-        check_node(workflow, work.nodes[name], found)
-        at = work.touched.get(name, next(iter(work.touched.values()), 0))
-        for fault in found:
-            work.fault(at, "", fault.code, fault.message, fault.hint)
-    _check_outputs(workflow, work)
-    used = _named_in_outputs(workflow)
-    for name in work.new:
-        if name in work.nodes and not work.nodes[name].needs and not work.nodes[name].inputs:
-            if not work.dependents(name) and name not in used:
-                message = f"`{name}` would neither feed nor follow anything"
-                work.fault(work.touched[name], "", "orphan", message, "give it a place: after: [...] or before: [...]")
-
-
-def _named_in_outputs(workflow: Workflow) -> set[NodeId]:
-    from dagrun.core import expression as ex
-
-    names: set[NodeId] = set()
-    for text in workflow.outputs.values():
-        parsed = ex.parse(text) if is_bare(text) else ex.parse_template(text)
-        names |= {r.path[1] for r in ex.references(parsed) if r.path[0] == "nodes" and len(r.path) > 1}
-    return names
-
-
-def _check_outputs(workflow: Workflow, work: Draft) -> None:
-    """The outputs of the workflow itself still have a producer."""
-    for name in _named_in_outputs(workflow):
-        if name not in workflow.nodes:
-            at = work.touched.get(name, 0)
-            work.fault(at, "", "orphan", f"an output of the workflow reads `{name}`", near(name, workflow.nodes))
-
-
-# ---------------------------------------------------------------- limits of patches that no human made
-
-
-def _check_limits(state: RunState, work: Draft, patch: Patch) -> None:
-    limits = state.plan.workflow.limits
-    made = sum(r.by.startswith("node:") for r in state.revisions)
-    if made >= limits.revisions:
-        message = f"nodes have changed this run {made} times: limits.revisions is {limits.revisions}"
-        work.fault(0, "", "limit", message, "raise it in the workflow: limits: {revisions: N}")
-    start = len(state.plan.ids) - sum(len(set(r.nodes) - _existing(state, r)) for r in state.revisions)
-    most = max(start * limits.growth // 100, start + limits.growth_nodes)
-    after = len(work.nodes)
-    if after > most:
-        message = f"the run would grow to {after} nodes; from {start}, limits.growth allows {most}"
-        work.fault(0, "", "limit", message, "raise it in the workflow: limits: {growth: 200%}")
-    previous = {(r.get("kind"), r.get("id")) for r in _recent_operations(state)}
     for at, operation in enumerate(patch.operations):
-        mine = type(operation).__name__.lower()
-        for kind, name in previous:
-            if name in _touches(operation) and (kind, mine) in {("insert", "remove"), ("remove", "insert"), ("rewire", "rewire")}:
-                work.fault(at, "", "limit", f"{mine} of `{name}` would take back a {kind} of the same wave", "ask a human")
-
-
-def _existing(state: RunState, revision: PatchAdmitted) -> set[NodeId]:
-    """Ids among a revision's nodes that were there before it."""
-    new = {op_id for op in revision.operations for op_id in _inserted(op)} | set(revision.superseded.values())
-    return set(revision.nodes) - new
-
-
-def _inserted(written: Json) -> list[NodeId]:
-    if not isinstance(written, dict):
-        return []
-    insert, alternative = written.get("insert"), written.get("alternative")
-    if isinstance(insert, dict):
-        return [str(insert.get("id"))]
-    if isinstance(alternative, dict) and isinstance(alternative.get("nodes"), dict):
-        return list(alternative["nodes"])  # type: ignore[arg-type]
-    return []
-
-
-def _recent_operations(state: RunState) -> list[dict[str, Json]]:
-    """Operations of the revisions that were admitted in the present wave."""
-    found: list[dict[str, Json]] = []
-    for revision in state.revisions:
-        if revision.wave != state.wave:
-            continue
-        for written in revision.operations:
-            if isinstance(written, dict):
-                for kind, body in written.items():
-                    if isinstance(body, dict):
-                        found.append({"kind": kind, "id": body.get("id")})
-    return found
-
-
-def _touches(operation: Operation) -> set[NodeId]:
-    return {operation.id} if not isinstance(operation, Alternative | SetLimits) else set()
+        if isinstance(operation, Rewire):
+            check_rewired(work, at, operation)
+    _check_feeds(state, work, patch)
+    verdict.after = revised(state.plan, workflow, work)
+    if verdict.after is not None and not work.faults:
+        undecided = [n for n, node in work.nodes.items() if node.condition and n not in work.frozen]
+        check_status_reads(verdict.after, work, undecided)
 
 
 # ---------------------------------------------------------------- the event and the preview
 
 
 def _fill(state: RunState, work: Draft, patch: Patch, verdict: Verdict, by: str, undoes: int) -> None:
-    known = state.plan.index
-    cancelled = [
-        name
-        for name in dict.fromkeys([*work.reset, *work.changed, *work.removed, *work.skipped, *work.superseded])
-        if _status(state, name) is Status.RUNNING
-    ]
-    before, after = state.plan.workflow.limits, work.limits
+    known, nodes = state.plan.index, work.nodes
+    touched = dict.fromkeys([*work.reset, *work.changed, *work.removed, *work.skipped, *work.superseded])
+    running = [n for n in touched if n in known and known[n] in state.running and known[n] not in state.removed]
+    after = work.limits
     verdict.event = PatchAdmitted(
         revision=state.plan.revision + 1,
         base=patch.base or state.plan.revision,
@@ -385,21 +362,23 @@ def _fill(state: RunState, work: Draft, patch: Patch, verdict: Verdict, by: str,
         trigger=trigger_json(patch),
         operations=patch.written,
         nodes={name: node_to_json(node) for name, node in work.changed.items()},
-        removed=tuple(work.removed),
-        skipped={n: text for n, text in work.skipped.items() if n in work.nodes},
-        superseded=work.superseded,
-        reset=tuple(n for n in dict.fromkeys(work.reset) if n in work.nodes),
-        cancelled=tuple(cancelled),
-        limits=_limits_json(after) if after != before else {},
-        wave=state.wave,
+        removed=tuple(n for n in work.removed if n not in nodes),
+        skipped={n: text for n, text in work.skipped.items() if n in nodes and n not in work.superseded},
+        superseded={old: new for old, new in work.superseded.items() if old in nodes and new in nodes},
+        reset=tuple(n for n in dict.fromkeys(work.reset) if n in nodes),
+        cancelled=tuple(running),
+        limits=_limits_json(after) if after != state.plan.workflow.limits else {},
+        wave=present_wave(state),
         undoes=undoes,
     )
-    verdict.added = [n for n in work.changed if n not in known or known[n] in state.removed]
-    verdict.removed = list(work.removed)
-    verdict.changed = [n for n in work.changed if n in known and known[n] not in state.removed]
-    verdict.cancelled = cancelled
-    verdict.stale = [n for n in verdict.event.reset if _status(state, n) is Status.COMPLETED]
-    verdict.revived = _revived(state, verdict)
+    event = verdict.event
+    verdict.added = [n for n in event.nodes if n not in known or known[n] in state.removed]
+    verdict.removed = list(event.removed)
+    verdict.changed = [n for n in event.nodes if n in known and known[n] not in state.removed]
+    verdict.cancelled = [n for n in running if known[n] not in state.cancelling]
+    verdict.stale = [n for n in event.reset if _status(state, n) is Status.COMPLETED]
+    assert verdict.after is not None
+    verdict.revived = _revived(state, event, verdict.after)
 
 
 def _limits_json(limits: Limits) -> dict[str, Json]:
@@ -414,37 +393,29 @@ def _limits_json(limits: Limits) -> dict[str, Json]:
     }
 
 
-def _revived(state: RunState, verdict: Verdict) -> list[NodeId]:
-    """What was skipped because of a node that now runs again or has a stand-in."""
-    event, plan = verdict.event, verdict.after
-    if event is None or plan is None:
-        return []
-    below: set[int] = set()
-    for name in (*event.reset, *event.superseded, *event.superseded.values()):
-        below |= plan.downstream(plan.index[name])
-    return [
-        plan.ids[i]
-        for i in sorted(below)
-        if i < len(state.node_status)
-        and state.node_status[i] is Status.SKIPPED
-        and state.skips.get(i) not in ("patch", "selection")
-    ]
+def _revived(state: RunState, event: PatchAdmitted, plan: Plan) -> list[NodeId]:
+    """What comes back after a skip, as the fold will find it; nodes that the patch itself resets included."""
+    status = [*state.node_status, *[Status.PENDING] * (len(plan.ids) - len(state.node_status))]
+    for i, new in becomes(event, plan.index).items():
+        status[i] = new
+    skips = {**state.skips, **{plan.index[name]: "patch" for name in event.skipped}}
+    return [plan.ids[i] for i in revived_by(state, plan, status, skips, event)]
 
 
 def _warn(state: RunState, work: Draft, verdict: Verdict) -> None:
-    start = max(1, len(state.plan.workflow.nodes))
-    if len(work.nodes) > max(start * 1.2, start + 10):
+    start = max(1, len(state.workflows[0].nodes))
+    if verdict.added and len(work.nodes) > max(start * 1.2, start + 10):
         verdict.warnings.append(f"the run grows from {start} to {len(work.nodes)} nodes")
     if verdict.cancelled:
         verdict.warnings.append(f"ends what runs: {', '.join(verdict.cancelled)}")
-    if verdict.after is not None and not critical_path(verdict.after):
+    moved = verdict.added or verdict.revived or verdict.cancelled or (verdict.event and verdict.event.reset)
+    left = sum(_status(state, n) not in SETTLED for n in work.nodes if n not in work.skipped)
+    if not moved and not left:
         verdict.warnings.append("nothing is left to do")
 
 
 def fallback_patch(state: RunState, i: int, template: Node, *, reason: str, timed_out: bool) -> Patch:
     """The patch that an `on_failure: {fallback: …}` stands for."""
-    from dagrun.core.patch import Trigger
-
     name = state.plan.ids[i]
     written: dict[str, Json] = {"fallback": {"id": name, "with": template.id}}
     return Patch(
@@ -461,3 +432,18 @@ def chain_length(state: RunState, i: int) -> int:
         i = state.stands_in[i]
         length += 1
     return length
+
+
+__all__ = [
+    "Actor",
+    "Verdict",
+    "admit",
+    "chain_length",
+    "check_draft",
+    "fallback_patch",
+    "proposal",
+    "refusal",
+    "stale_base",
+    "standing",
+    "trigger_json",
+]

@@ -46,7 +46,7 @@ from dagrun.core.event import (
 from dagrun.core.names import LOST_BUDGET, SETTLED, Json, NodeId, Outcome, RunStatus, Schedule, Status
 from dagrun.core.plan import Plan, revise_plan
 from dagrun.core.retry import retry_delay_s
-from dagrun.core.workflow import Limits, node_from_json
+from dagrun.core.workflow import Limits, Workflow, node_from_json
 
 Signature: TypeAlias = tuple[tuple[str, float], ...]  # what a node reserves, sorted by name
 
@@ -71,6 +71,7 @@ class Attempt:
     outcome: Outcome | None = None
     finish: AttemptFinished | None = None
     inputs_digest: str = ""
+    reserved: Mapping[str, float] = field(default_factory=dict)  # what it holds, whatever a patch makes of its node
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ class RunState:
     attempts: list[list[Attempt]]
     reasons: dict[int, str] = field(default_factory=dict)
     skips: dict[int, str] = field(default_factory=dict)
+    unselected: set[int] = field(default_factory=set)  # left out, and some need is not settled yet
     outputs: dict[int, Mapping[str, Json]] = field(default_factory=dict)
     adopted: dict[int, str] = field(default_factory=dict)
     tries_base: dict[int, int] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class RunState:
     reviews: dict[int, ReviewRequested] = field(default_factory=dict)  # what waits for a human
     proposals: dict[int, PatchProposed] = field(default_factory=dict)  # undecided ones, by number
     revisions: list[PatchAdmitted] = field(default_factory=list)
+    workflows: list[Workflow] = field(default_factory=list)  # of revision 1, 2, …; they share their nodes
     adopted_revision: int = 1
     proposed: int = 0  # proposals so far
     running: dict[int, Attempt] = field(default_factory=dict)
@@ -143,6 +146,7 @@ def new_state(plan: Plan, created: RunCreated, at: float) -> RunState:
         tainted=bytearray(n),
         attempts=[_NO_ATTEMPTS] * n,
     )
+    state.workflows.append(plan.workflow)
     _rebuild(state)
     return state
 
@@ -152,13 +156,7 @@ _NO_ATTEMPTS: list[Attempt] = []  # shared by all nodes that never started: neve
 
 def succeeded(state: RunState, i: int) -> bool:
     """Whether dependents of a settled node may run as after a success (`continue_on_error` counts)."""
-    status = state.node_status[i]
-    if status is Status.COMPLETED:
-        return True
-    if status is Status.FAILED:
-        return state.plan.nodes[i].continue_on_error
-    # what a selection or a patch leaves out satisfies those that wait for it
-    return status is Status.SKIPPED and state.skips.get(i) in ("selection", "patch")
+    return _satisfies(state.plan, state.node_status[i], state.skips, i)
 
 
 def signature(resources: Mapping[str, float]) -> Signature:
@@ -166,8 +164,11 @@ def signature(resources: Mapping[str, float]) -> Signature:
     return tuple(sorted(resources.items())) if resources else ()
 
 
-def _rebuild(state: RunState) -> None:
-    """Recompute every counter and queue from the statuses. O(nodes + edges)."""
+def _rebuild(state: RunState, timers: Mapping[int, float] | None = None) -> None:
+    """Recompute every counter and queue from the statuses. O(nodes + edges).
+
+    `timers` are the times of retries that go on waiting; other delays start now.
+    """
     plan = state.plan
     n = len(plan.ids)
     statuses = state.node_status
@@ -193,8 +194,15 @@ def _rebuild(state: RunState) -> None:
             state.failures += 1
     state.settled = sum(is_settled)
     state.wave = n + 1 if state.schedule is Schedule.READY else _lowest_wave(state, 1)
+    _requeue(state, timers or {})
+
+
+def _requeue(state: RunState, timers: Mapping[int, float]) -> None:
+    """Count the statuses anew, and put every node that waits where it waits."""
+    statuses = state.node_status
+    n = len(statuses)
     for i in range(n):
-        if statuses[i] is Status.READY:
+        if statuses[i] is Status.READY or _waits_again(state, i):
             statuses[i] = Status.PENDING
         if i not in state.removed:
             state.counts[statuses[i]] += 1
@@ -204,7 +212,13 @@ def _rebuild(state: RunState) -> None:
         if statuses[i] is Status.PENDING and not state.unmet[i]:
             _needs_met(state, i)
         elif statuses[i] is Status.RETRYING and i not in state.escalating:
-            heappush(state.waking, (state.now_m + _delay(state, i), i))
+            at = timers.get(i)
+            heappush(state.waking, (state.now_m + _delay(state, i) if at is None else at, i))
+
+
+def _waits_again(state: RunState, i: int) -> bool:
+    """Whether a patch gave a node between two attempts something to wait for."""
+    return state.node_status[i] is Status.RETRYING and state.unmet[i] > 0 and i not in state.escalating
 
 
 def _lowest_wave(state: RunState, start: int) -> int:
@@ -232,7 +246,7 @@ def _set(state: RunState, i: int, status: Status) -> None:
 def _needs_met(state: RunState, i: int) -> None:
     """All needs of a pending node are settled: ready, held for its wave, or doomed to be skipped."""
     node = state.plan.nodes[i]
-    if state.broken[i] and not node.condition:
+    if i in state.unselected or (state.broken[i] and not node.condition):
         state.doomed[i] = None
     elif state.plan.wave[i] > state.wave:
         state.held.setdefault(state.plan.wave[i], []).append(i)
@@ -297,9 +311,14 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:
             i = _unsettled(state, event.node, event)
             state.skips[i] = event.reason
             state.reasons[i] = event.text
-            _settle(state, i, Status.SKIPPED)
+            _forget_waiting(state, i)
+            if event.reason == "selection" and state.unmet[i]:
+                state.unselected.add(i)  # settles in its turn, so that the order through it holds
+            else:
+                _settle(state, i, Status.SKIPPED)
         case NodeCancelled():
             i = _unsettled(state, event.node, event)
+            _forget_waiting(state, i)
             state.reasons[i] = event.text
             _settle(state, i, Status.CANCELLED)
         case NodeAdopted():
@@ -341,7 +360,7 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:
 def _unsettled(state: RunState, name: NodeId, event: Event) -> int:
     i = state.plan.index[name]
     status = state.node_status[i]
-    if status in SETTLED or status is Status.RUNNING:
+    if status in SETTLED or status is Status.RUNNING or i in state.removed:
         raise InvalidTransition(f"{event_type(event)} for node {name!r}, which is {status}; {story(state, i)}")
     return i
 
@@ -366,9 +385,10 @@ def _started(state: RunState, event: NodeStarted) -> None:
     _set(state, i, Status.RUNNING)
     attempt = Attempt(event.attempt, state.now, state.now_m, event.revision, event.slot)
     attempt.inputs_digest = event.inputs_digest
+    attempt.reserved = state.plan.nodes[i].resources
     _add_attempt(state, i, attempt)
     state.running[i] = attempt
-    for name, amount in state.plan.nodes[i].resources.items():
+    for name, amount in attempt.reserved.items():
         state.used[name] = state.used.get(name, 0.0) + amount
 
 
@@ -389,7 +409,7 @@ def _finished(state: RunState, event: AttemptFinished) -> None:
     elif attempt.number != event.attempt:
         raise InvalidTransition(f"attempt {event.attempt} finished out of turn; {story(state, i)}")
     else:
-        for name, amount in state.plan.nodes[i].resources.items():
+        for name, amount in attempt.reserved.items():
             state.used[name] -= amount
     attempt.outcome = event.outcome
     attempt.finish = event
@@ -529,50 +549,106 @@ def _patched(state: RunState, event: PatchAdmitted) -> None:
     plan = revise_plan(old, replace(old.workflow, nodes=nodes, limits=limits), event.revision)
     state.plan = plan
     state.revisions.append(event)
+    state.workflows.append(plan.workflow)
     grown = len(plan.ids) - len(old.ids)
     state.node_status.extend([Status.PENDING] * grown)
     state.attempts.extend([_NO_ATTEMPTS] * grown)
+    _patch_removals(state, event)
     _patch_statuses(state, event)
-    if event.reset or event.superseded:
-        _revive_skipped(state, event)
-    _rebuild(state)
-    if not state.failures:
-        _revive_cancelled(state)
+    _patch_escalations(state, event)
+    for i in revived_by(state, plan, state.node_status, state.skips, event):
+        _forget_result(state, i)
+    _revive_cancelled(state)
+    _rebuild(state, {i: at for at, i in state.waking if state.node_status[i] is Status.RETRYING})
     if state.ended is not None:
         state.ended = None
         state.status = RunStatus.INTERRUPTED
 
 
-def _patch_statuses(state: RunState, event: PatchAdmitted) -> None:
-    index = state.plan.index
+def _patch_removals(state: RunState, event: PatchAdmitted) -> None:
+    """Nodes that leave the graph keep what they came to; an undo gives a node its id back."""
+    index, status = state.plan.index, state.node_status
     for name in event.removed:
-        state.removed[index[name]] = event.revision
-        _forget_waiting(state, index[name])
-    for name in event.nodes:
-        state.removed.pop(index[name], None)  # an undo revives a node under its id
-    becomes = {index[name]: Status.SKIPPED for name in event.skipped}
-    becomes |= {index[name]: Status.SUPERSEDED for name in event.superseded}
-    becomes |= {index[name]: Status.PENDING for name in event.reset}
-    for name in event.cancelled:
         i = index[name]
-        if i in state.running:
-            state.cancelling[i] = becomes.pop(i, Status.PENDING)
-    for name, text in event.skipped.items():
-        state.skips[index[name]], state.reasons[index[name]] = "patch", text
-    for name, new in event.superseded.items():
-        state.stand_ins[index[name]] = index[new]
-        state.stands_in[index[new]] = index[name]
-    for i, status in becomes.items():
+        state.removed[i] = event.revision
         _forget_waiting(state, i)
-        state.node_status[i] = status
-        if status is Status.PENDING:
+        if i in state.running:
+            state.cancelling[i] = Status.PENDING
+        elif status[i] not in SETTLED:
+            status[i] = Status.CANCELLED
+    for name in event.nodes:
+        i = index[name]
+        if state.removed.pop(i, None) is not None and status[i] is Status.CANCELLED:
+            status[i] = Status.PENDING
             _forget_result(state, i)
+
+
+def _patch_statuses(state: RunState, event: PatchAdmitted) -> None:
+    """What becomes of the nodes that a patch settles or sets back; running ones have to end first.
+
+    Whoever admits a patch holds the journal's lock. Should a node have ended between the check and
+    the record all the same, completed work stays: the patch comes after it.
+    """
+    index, status = state.plan.index, state.node_status
+    ended = {index[name] for name in event.cancelled} - state.running.keys()
+    for i, new in becomes(event, index).items():
+        if status[i] is Status.COMPLETED and (new is not Status.PENDING or i in ended):
+            continue
+        _forget_waiting(state, i)
+        if new is not Status.PENDING:
+            state.skips.pop(i, None)
+        if i in state.running:
+            state.cancelling[i] = new
+            continue
+        status[i] = new
+        if new is Status.PENDING:
+            _forget_result(state, i)
+    for name in event.nodes:
+        if index[name] in state.running:
+            state.cancelling.setdefault(index[name], Status.PENDING)
+    for name, text in event.skipped.items():
+        if status[index[name]] is not Status.COMPLETED:
+            state.skips[index[name]], state.reasons[index[name]] = "patch", text
+    for name in event.reset:
+        state.stands_in.pop(state.stand_ins.pop(index[name], -1), None)
+    for name, stand_in in event.superseded.items():
+        state.stand_ins[index[name]] = index[stand_in]
+        state.stands_in[index[stand_in]] = index[name]
+
+
+def _patch_escalations(state: RunState, event: PatchAdmitted) -> None:
+    """A failure that is escalating goes by the `on_failure` that it has now, from its first step."""
+    for name in event.nodes:
+        i = state.plan.index[name]
+        before = state.workflows[-2].nodes.get(name)
+        wanted = state.plan.nodes[i].on_failure
+        if i not in state.escalating or (before is not None and before.on_failure == wanted):
+            continue
+        state.escalating[i] = 0
+        if (wanted is None or not wanted.steps) and state.node_status[i] is Status.RETRYING:
+            del state.escalating[i]
+            state.finished.append(i)
+            state.node_status[i] = Status.FAILED
+
+
+def becomes(event: PatchAdmitted, index: Mapping[NodeId, int]) -> dict[int, Status]:
+    """Number → status of the nodes whose standing a patch changes."""
+    found = {index[name]: Status.SKIPPED for name in event.skipped}
+    found |= {index[name]: Status.SUPERSEDED for name in event.superseded}
+    return found | {index[name]: Status.PENDING for name in event.reset}
 
 
 def _forget_waiting(state: RunState, i: int) -> None:
     """What was decided now needs no human and no further step."""
     state.escalating.pop(i, None)
-    state.reviews.pop(i, None)
+    asked = state.reviews.pop(i, None)
+    last = state.attempts[i][-1] if state.attempts[i] else None
+    if asked is not None and last is not None and last.outcome is None:
+        last.outcome = Outcome.CANCELLED
+        took = max(0, round((state.now - last.started_at) * 1000))
+        last.finish = AttemptFinished(
+            node=asked.node, attempt=last.number, outcome=last.outcome, duration_ms=took, error="not asked any more"
+        )
 
 
 def _forget_result(state: RunState, i: int) -> None:
@@ -585,28 +661,45 @@ def _forget_result(state: RunState, i: int) -> None:
     state.tries_base[i] = len(state.attempts[i])
 
 
-def _revive_skipped(state: RunState, event: PatchAdmitted) -> None:
-    """Bring back what was skipped because of a node that now runs again or has a stand-in."""
-    plan = state.plan
-    below: set[int] = set()
-    for name in (*event.reset, *event.superseded, *event.superseded.values()):
-        below |= plan.downstream(plan.index[name])
-    for i in sorted(below, key=plan.wave.__getitem__):
-        if state.node_status[i] is not Status.SKIPPED or state.skips.get(i) in ("patch", "selection"):
+def revived_by(
+    state: RunState, plan: Plan, status: list[Status], skips: Mapping[int, str], event: PatchAdmitted
+) -> list[int]:
+    """Nodes that were skipped because of how things stood, and are decided anew after a patch.
+
+    These are nodes that the patch changed or that follow from what it touched, unless a patch or a
+    selection left them out, or a need still is in their way. `status` (as the patch left it) is
+    changed with what is found; for a preview it is a copy.
+    """
+    index = plan.index
+    changed = {index[name] for name in event.nodes}
+    touched = {index[n] for n in (*event.reset, *event.skipped, *event.superseded, *event.superseded.values())}
+    found: list[int] = []
+    for i in sorted(changed | plan.below(changed | touched), key=plan.wave.__getitem__):
+        if status[i] is not Status.SKIPPED or skips.get(i) in ("patch", "selection") or i in plan.removed:
             continue
-        if all(state.node_status[d] not in SETTLED or succeeded(state, d) for d in plan.needs[i]):
-            state.node_status[i] = Status.PENDING
-            _forget_result(state, i)
+        held = (d for d in plan.needs[i] if status[d] in SETTLED and not _satisfies(plan, status[d], skips, d))
+        if plan.nodes[i].condition or next(held, None) is None:
+            status[i] = Status.PENDING
+            found.append(i)
+    return found
+
+
+def _satisfies(plan: Plan, status: Status, skips: Mapping[int, str], i: int) -> bool:
+    if status is Status.FAILED:
+        return plan.nodes[i].continue_on_error
+    # what a selection or a patch leaves out satisfies those that wait for it
+    return status is Status.COMPLETED or (status is Status.SKIPPED and skips.get(i) in ("selection", "patch"))
 
 
 def _revive_cancelled(state: RunState) -> None:
     """With the failure mended, what `fail_fast` gave up has its chance again."""
-    found = [i for i, s in enumerate(state.node_status) if s is Status.CANCELLED and i not in state.removed]
-    for i in found:
-        state.node_status[i] = Status.PENDING
-        _forget_result(state, i)
-    if found:
-        _rebuild(state)
+    there = [(i, s) for i, s in enumerate(state.node_status) if i not in state.removed]
+    if any(s is Status.FAILED and not state.plan.nodes[i].continue_on_error for i, s in there):
+        return
+    for i, status in there:
+        if status is Status.CANCELLED:
+            state.node_status[i] = Status.PENDING
+            _forget_result(state, i)
 
 
 def _attached(state: RunState, event: EngineAttached) -> None:
@@ -620,7 +713,9 @@ def _attached(state: RunState, event: EngineAttached) -> None:
     state.status = RunStatus.RUNNING
     if event.revive:
         for i, status in enumerate(state.node_status):
-            by_dependency = status is Status.SKIPPED and state.skips.get(i) != "selection"
+            if i in state.removed:
+                continue
+            by_dependency = status is Status.SKIPPED and state.skips.get(i) not in ("selection", "patch")
             if status in (Status.FAILED, Status.CANCELLED) or by_dependency:
                 state.node_status[i] = Status.PENDING
                 state.reasons.pop(i, None)
@@ -642,7 +737,8 @@ def _ended(state: RunState, event: RunEnded) -> None:
     state.status = event.status
     if event.status is RunStatus.CANCELLED:
         for i, status in enumerate(state.node_status):
-            if status not in SETTLED:
+            if status not in SETTLED and i not in state.removed:
+                _forget_waiting(state, i)
                 state.node_status[i] = Status.CANCELLED
         _rebuild(state)
 
@@ -662,10 +758,12 @@ __all__ = [
     "Attempt",
     "InvalidTransition",
     "RunState",
+    "becomes",
     "evolve",
     "heap_top",
     "new_state",
     "outstanding",
+    "revived_by",
     "signature",
     "story",
     "succeeded",

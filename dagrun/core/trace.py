@@ -204,6 +204,11 @@ def entry_to_json(entry: TraceEntry) -> dict[str, Json]:
     return cast("dict[str, Json]", data)
 
 
+def _shown(ref: Json) -> Json:
+    """An output value as the trace shows it: itself if it is small, else its digest and size."""
+    return ref["v"] if isinstance(ref, dict) and "v" in ref else ref
+
+
 def trace_to_json(state: RunState, wall_now: float | None = None, status: RunStatus | None = None) -> dict[str, Json]:
     """The whole trace: `{version, run, entries}`.
 
@@ -223,7 +228,7 @@ def trace_to_json(state: RunState, wall_now: float | None = None, status: RunSta
         "created_at": iso_utc(state.created_at),
         "ended_at": iso_utc(state.ended_at) if ended else None,
         "duration_ms": run_duration_ms(state, wall_now),
-        "outputs": dict(ended.outputs) if ended else {},
+        "outputs": {name: _shown(ref) for name, ref in ended.outputs.items()} if ended else {},
         "totals": totals(state),
         "critical_path": [step.node_id for step in run_critical_path(state)],
         "warnings": [w.text for w in state.warnings],

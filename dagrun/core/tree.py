@@ -165,3 +165,11 @@ def functions_used(source: Expression | Template) -> frozenset[str]:
 def uses_status_function(source: Expression | Template) -> bool:
     """Whether it asks how things went (success, failure, always, cancelled): no implied `success()` then."""
     return not STATUS_FUNCTIONS.isdisjoint(functions_used(source))
+
+
+def wants_success(tree: Expression) -> bool:
+    """Whether an `if` can't hold once a need did not succeed: it asks for success, or says nothing of it."""
+    parts = tree.operands if isinstance(tree, Logical) and tree.op == "&&" else (tree,)
+    if any(isinstance(part, Call) and part.function == "success" for part in parts):
+        return True
+    return not uses_status_function(tree)

@@ -111,6 +111,8 @@ def conclude(
             artifacts = tuple(bench.context.store_artifacts(node.artifacts, bench.project))
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
+            if bench.mask:  # a quotation that was cut short could end within a secret
+                error = re.sub(r"""(['"])(?:(?!\1).)*…\1""", "'…'", error)
     if bench.mask and logs.written(run.slot):
         mask_file(bench.mask, run.slot.out_fd)
         mask_file(bench.mask, run.slot.err_fd)
@@ -174,7 +176,7 @@ def collect_outputs(bench: Workbench, node: Node, run: Running) -> dict[str, Jso
             continue  # whether it had to be there is for the schema to say
         values[name] = _one_output(bench, run, name, output, written)
     if node.output_schema is not None:
-        _hold("the outputs", {**written, **values}, node.output_schema)
+        _hold(bench, "the outputs", {**written, **values}, node.output_schema)
     return {name: dict(bench.context.put(bench.mask.value(value))) for name, value in values.items()}
 
 
@@ -201,7 +203,7 @@ def _one_output(bench: Workbench, run: Running, name: str, output: Output, writt
         except ex.EvaluationError as error:
             raise OutputError(f"output `{name}`: {error.message}") from None
     if output.schema is not None:
-        _hold(f"output `{name}`", value, output.schema)
+        _hold(bench, f"output `{name}`", value, output.schema)
     return value
 
 
@@ -215,10 +217,10 @@ def _file_output(bench: Workbench, run: Running, name: str, output: Output) -> J
     return read_text(path, what=output.file)
 
 
-def _hold(what: str, value: Json, schema: Json) -> None:
+def _hold(bench: Workbench, what: str, value: Json, schema: Json) -> None:
     from dagrun.engine.contract import violations
 
-    found = violations(value, schema)
+    found = violations(value, schema, bench.mask.text)
     if found:
         raise OutputError(f"{what} does not fit its schema: {'; '.join(found)}")
 

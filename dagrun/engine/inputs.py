@@ -38,7 +38,7 @@ def _prepare(
     bench: Workbench, state: RunState, i: int, number: int, env: dict[str, str], output_path: str
 ) -> Command | NodeSkipped | ReviewRequested:
     node = state.plan.nodes[i]
-    if node.condition and state.broken[i] and not ex.uses_status_function(ex.parse(node.condition)):
+    if node.condition and state.broken[i] and ex.wants_success(ex.parse(node.condition)):
         return NodeSkipped(node=node.id, reason="dependency", text="a node it needs did not succeed")
     scope = ex.Scope(params=bench.params, env=env, run=run_context(bench), hash_files=_hasher(bench.project))
     inputs = resolve_inputs(bench, state, node, scope)

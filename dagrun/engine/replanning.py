@@ -60,6 +60,10 @@ def _fall_back(state: RunState, i: int, wanted: OnFailure) -> list[Event]:
 def _replan(state: RunState, i: int, wanted: OnFailure) -> list[Event]:
     from dagrun.flowfile.patchfile import patch_from_document
 
+    most = state.plan.workflow.limits.fallback_chain
+    if sum(r.by == f"on_failure:{state.plan.ids[i]}" for r in state.revisions) >= most:
+        text = f"its patch was applied {most} times: limits.fallback_chain allows no more"
+        return [_failed(state, i, "replan", text)]
     try:
         patch = patch_from_document(wanted.replan_patch, state.plan.workflow, wanted.replan)
     except InputError as error:

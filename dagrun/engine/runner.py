@@ -138,8 +138,8 @@ class Runner:
             self.syncer.close()
             assert self.ended is not None
             return self.ended
-        except DiskFull:
-            self._give_up_full_disk()
+        except DiskFull as full:
+            self._give_up_full_disk(full)
         except EnvironmentFault as fault_:
             if not isinstance(fault_, JournalError):
                 self._give_up(fault_)
@@ -630,20 +630,19 @@ class Runner:
         except JournalError:
             pass  # what went wrong first is what a person has to know
 
-    def _give_up_full_disk(self) -> NoReturn:
+    def _give_up_full_disk(self, full: DiskFull) -> NoReturn:
         """No room for the journal: free the ballast, say so in it, end everything; resume works."""
         self.sandbox.end_all()
         self.run_dir.drop_ballast()
-        free = os.statvfs(self.run_dir.path)
-        reason = f"the disk of {self.run_dir.path} is full ({free.f_bavail * free.f_frsize} bytes free)"
-        event = RunEnded(status=RunStatus.INTERRUPTED, exit_code=8, reason=reason)
+        event = RunEnded(status=RunStatus.INTERRUPTED, exit_code=full.exit_code, reason=full.message)
         texts = [encode(StopRequested(cause="disk_full", mode="now")), encode(event)]
         try:
             self.journal.append(texts, epoch=self.epoch)
             self.journal.sync()
         except JournalError:
             pass  # a journal without an end is a crashed run, which `resume` takes up as well
-        raise EnvironmentFault(reason, hint=f"free some space, then: dagrun resume {self.run_dir.id}")
+        what = "raise the limit (ulimit -f)" if "ulimit" in full.hint else "free some space"
+        raise EnvironmentFault(full.message, hint=f"{what}, then: dagrun resume {self.run_dir.id}") from full
 
     def _close(self) -> None:
         """Whatever the way out: nothing that was started stays alive, nothing stays open."""

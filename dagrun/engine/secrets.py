@@ -64,7 +64,7 @@ def _from_command(argv: tuple[str, ...], project: str) -> str:
 
     try:
         done = subprocess.run(
-            list(argv), cwd=project, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
+            argv, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"`{argv[0]}` took more than {COMMAND_TIMEOUT_S:g} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ from dagrun.store.history import History, exists, load_state
 from dagrun.store.journal import Journal
 from dagrun.store.lock import Lock
 from dagrun.store.rundir import RunDir, find_run, new_run, remove
+
+OWN_DESCRIPTORS = 32  # what the engine itself has open at most, with some to spare for a look at /proc
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +121,8 @@ def _adoptable(options: Options, plan: Plan, chosen: set[int]) -> dict[int, RunS
 
 def _missing_inputs(plan: Plan, i: int, chosen: set[int], given: Mapping[int, RunState]) -> list[Problem]:
     node = plan.nodes[i]
-    absent = [s for s in dict.fromkeys(input_sources(node)) if plan.index[s] not in chosen and plan.index[s] not in given]
+    there = {*chosen, *given}
+    absent = [s for s in dict.fromkeys(input_sources(node)) if plan.index[s] not in there]
     return [
         Problem(
             code="not-selected",
@@ -135,8 +139,26 @@ def make_room(workflow: Workflow, options: Options) -> Room:
     """What this machine and the workflow let run at a time: default the processors, at least 5."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    parallel = options.parallel or workflow.limits.parallel or max(5, cpus)
+    parallel = min(options.parallel or workflow.limits.parallel or max(5, cpus), most_at_once())
     return Room(parallel, {"cpu": float(cpus), "memory": float(memory), **workflow.limits.resources})
+
+
+def most_at_once() -> int:
+    """How many commands can run at a time with the descriptors that there are (ulimit -n).
+
+    Each holds three: its pidfd and two logs. Raises EnvironmentFault where there are too few for one.
+    """
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return 1 << 30
+    if limit < OWN_DESCRIPTORS:
+        raise EnvironmentFault(
+            f"only {limit} files may be open at a time; dagrun needs at least {OWN_DESCRIPTORS}",
+            hint="raise the limit first: ulimit -n 1024",
+        )
+    return max(1, (limit - OWN_DESCRIPTORS) // 3)
 
 
 def _check_room(workflow: Workflow, room: Room) -> None:
@@ -234,7 +256,9 @@ def _selection(run: RunDir, options: Options, plan: Plan) -> list[Event]:
             continue
         theirs = ContextStore(find_run(options.project, other.created.run_id))
         refs = other.outputs.get(other.plan.index[name], {})
-        outputs: dict[str, Json] = {key: dict(mine.put(theirs.get(ref))) for key, ref in refs.items() if isinstance(ref, dict)}
+        outputs: dict[str, Json] = {
+            key: dict(mine.put(theirs.get(ref))) for key, ref in refs.items() if isinstance(ref, dict)
+        }
         events.append(NodeAdopted(node=name, run_id=other.created.run_id, outputs=outputs))
     return events
 
@@ -264,10 +288,14 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         room = make_room(workflow, options)
         _check_room(workflow, room)
         _name_logs(run, state, masker(secrets))
-        revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
-        events: list[Event] = [_attach(room, revive=revive), *_lost(state)]
+        _catch_up(journal, state)
+        try:
+            revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
+            events: list[Event] = [_attach(room, revive=revive), *_lost(state)]
+            journal.write([encode(e) for e in events], epoch=journal.epoch + 1)
+        finally:
+            journal.end()
         notes = [f"killed what the dead run had left: {', '.join(killed[:5])}"] if killed else []
-        journal.append([encode(e) for e in events], epoch=journal.epoch + 1)
         if journal.torn_bytes:
             notes.append(f"cut {journal.torn_bytes} bytes of an unfinished record off the journal")
         for event in events:
@@ -276,6 +304,13 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         return _work(run, lock, state, journal, secrets, room, observer, side, notes)
     finally:
         lock.release()
+
+
+def _catch_up(journal: Journal, state: RunState) -> None:
+    """Take the journal's lock and fold what others appended since it was read; `journal.end` lets go."""
+    for record in journal.begin():
+        for event in map(decode, record.events):
+            evolve(state, event, record.t, record.m)
 
 
 def _reap(run: RunDir, state: RunState) -> list[str]:
@@ -344,10 +379,15 @@ def _work(
         exchange=exchange,
         environ=os.environ,
     )
+    # the plan lives as long as the run: no collection need ever look at it again
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
     os.chdir(project)
     runner = Runner(
         state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side
     )
+    if room.parallel == most_at_once():
+        notes = [*notes, f"few files may be open at a time (ulimit -n), so only {room.parallel} nodes run at a time"]
     for note in notes:
         runner.record(Warned(text=note))
     try:
@@ -384,9 +424,7 @@ def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
     try:
         if alone:
             _reap(run, state)
-        for record in journal.begin():
-            for event in map(decode, record.events):
-                evolve(state, event, record.t, record.m)
+        _catch_up(journal, state)
         try:
             if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
                 return state.status
@@ -395,8 +433,8 @@ def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
             events: list[Event] = [StopRequested(cause="cancel", mode="now", by=by)]
             if alone:
                 _name_logs(run, state, _masker_at_hand(state))
-                code = EXIT_CODES[RunStatus.CANCELLED]
-                events += [*_lost(state), RunEnded(status=RunStatus.CANCELLED, exit_code=code, reason=f"cancelled by {by}")]
+                status, reason = RunStatus.CANCELLED, f"cancelled by {by}"
+                events += [*_lost(state), RunEnded(status=status, exit_code=EXIT_CODES[status], reason=reason)]
             journal.write([encode(e) for e in events])
         finally:
             journal.end()

@@ -129,6 +129,9 @@ class Plain:
             if error.errno == errno.ENOEXEC and script:
                 return self._start(("sh", "-e", "-c", script), env, out_fd, err_fd, attempt_id, "")
             return _failed(program, error)
+        except UnicodeEncodeError:
+            env = {_encodable(name): _encodable(value) for name, value in env.items()}
+            return self._start(tuple(map(_encodable, argv)), env, out_fd, err_fd, attempt_id, script)
         except ValueError as error:
             return SpawnFailed(errno.EINVAL, f"can't run {argv[0]!r}: {error}")
         child = Child(pid, self._pidfd(pid), attempt_id, ticks, time.monotonic())
@@ -212,6 +215,15 @@ def find_program(name: str, path: str) -> str | None:
         if os.access(file, os.X_OK) and not os.path.isdir(file):
             return file
     return None
+
+
+def _encodable(text: str) -> str:
+    """`text` as the locale can carry it: what it has no characters for reaches the command as UTF-8."""
+    try:
+        os.fsencode(text)
+        return text
+    except UnicodeEncodeError:
+        return os.fsdecode(text.encode("utf-8", "surrogatepass"))
 
 
 def _not_found(argv: tuple[str, ...], env: Mapping[str, str]) -> SpawnFailed:

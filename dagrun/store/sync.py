@@ -44,8 +44,9 @@ class Syncer:
         if self._error is not None:
             raise self._error
         self._dirty = True
-        if self._thread is None:
-            self._start()
+        if self._thread is None and not self._start():
+            self._sync()
+            return
         self._wake.set()
 
     def close(self) -> None:
@@ -60,13 +61,19 @@ class Syncer:
         if self._error is not None:
             raise self._error
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start the thread; False when the machine has none left: then every poke syncs by itself."""
         import threading
 
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def _run(self) -> None:
         while self._error is None:

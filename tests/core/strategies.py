@@ -225,7 +225,7 @@ class World:
         if node.condition and not holds(self.state, i):
             self.fold(NodeSkipped(node=node.id, reason="condition"))
         elif node.id in self.refused:
-            self.fold(ended(node.id, outcome, number))
+            self.fold(ended(node.id, FAILED if outcome is OK else outcome, number))
         else:
             self.fold(NodeStarted(node=node.id, attempt=number))
             took = self.seconds.get(node.id, 1.0)
@@ -313,10 +313,11 @@ def check_state(state: RunState) -> None:
 def _check_taint(state: RunState, failing: list[bool]) -> None:
     """`tainted` is exact for every node that is to be decided; before that, and after, it may lag behind.
 
-    Failing fast gives up nodes whose needs still run, so there it may lag for good.
+    Failing fast gives up nodes whose needs still run, and a revived node may fail again when those
+    below it are over: there it may lag for good.
     """
     plan = state.plan
-    if plan.workflow.fail_fast:
+    if plan.workflow.fail_fast or (state.engine is not None and state.engine.revive):
         return
     tainted = [False] * len(plan.ids)
     for i in sorted(range(len(plan.ids)), key=plan.wave.__getitem__):

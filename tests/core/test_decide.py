@@ -65,7 +65,12 @@ def test_all_that_is_ready_starts_up_to_the_limit() -> None:
 
 def test_the_longest_remaining_path_goes_first() -> None:
     plan = flow(
-        node("short"), node("long"), node("x", "long"), node("y", "x"), node("slow", estimate_s=90.0), node("also")
+        node("short", estimate_s=1.0),
+        node("long", estimate_s=1.0),
+        node("x", "long", estimate_s=1.0),
+        node("y", "x", estimate_s=1.0),
+        node("slow", estimate_s=90.0),
+        node("also", estimate_s=1.0),
     )
     assert starts(begin(plan)) == ["slow", "long", "short", "also"]
 
@@ -84,7 +89,7 @@ def test_reservations_are_kept_and_small_nodes_pass_by_large_ones() -> None:
         node("other", resources={"gpu": 2}, estimate_s=8.0),
         node("small", resources={"gpu": 1}, estimate_s=1.0),
         node("none", estimate_s=0.5),
-        node("free", resources={"disk": 5}),
+        node("free", resources={"disk": 5}, estimate_s=0.8),
     )
     state = begin(plan)
     assert starts(state, room=Room(9, {"gpu": 3})) == ["big", "small", "free", "none"]

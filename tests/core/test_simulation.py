@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from dagrun.core.decide import decide
+from dagrun.core.decide import Room, decide
 from dagrun.core.event import (
     AttemptFinished,
     Event,
@@ -25,7 +25,20 @@ from dagrun.core.event import (
 )
 from dagrun.core.names import SETTLED, Outcome, RunStatus, Schedule, Status
 from dagrun.core.state import RunState
-from tests.core.strategies import Crash, World, facts, final, lowest_unsettled_wave, reborn, replay, worlds
+from dagrun.core.workflow import Node
+from tests.core.strategies import (
+    Crash,
+    World,
+    facts,
+    final,
+    flow,
+    fold,
+    lowest_unsettled_wave,
+    reborn,
+    replay,
+    started,
+    worlds,
+)
 
 QUICK = settings(max_examples=100, deadline=None)
 STOPS = st.builds(
@@ -264,7 +277,7 @@ def test_a_failed_run_that_is_resumed_gives_every_failed_node_all_its_tries_agai
     assume(world.state.status is RunStatus.FAILED)
     before = [len(tried) for tried in world.state.attempts]
     revived = {i for i, s in enumerate(world.state.node_status) if s in (Status.FAILED, Status.CANCELLED)}
-    world.script = {}  # all is well now
+    world.script, world.refused = {}, frozenset()  # all is well now
     world.attach(revive=True)
     world.run()
     state = world.state
@@ -325,10 +338,6 @@ def test_the_picture_shows_every_way_that_a_node_is_seen_to_go(
 
 def test_the_laws_can_be_broken() -> None:
     """A monitor that never says no proves nothing."""
-    from dagrun.core.decide import Room
-    from dagrun.core.workflow import Node
-    from tests.core.strategies import flow, fold, started
-
     plan = flow(
         Node(id="a", run="true", resources={"gpu": 2}), Node(id="b", run="true", needs=("a",)), schedule=Schedule.WAVES
     )

@@ -1,0 +1,76 @@
+"""The limits on patches that no human made: how many, how much growth, nothing taken back at once.
+
+People are warned by these and never refused. Source: [dag-dynamic-replanner], Limit Cascades.
+"""
+
+from __future__ import annotations
+
+from dagrun.core.names import NodeId
+from dagrun.core.patch import Alternative, Draft, Operation, Patch, Remove, Rewire, SetLimits
+from dagrun.core.state import RunState
+from dagrun.core.workflow import Node
+
+
+def present_wave(state: RunState) -> int:
+    """The lowest wave with an unsettled node; one more than there are when all is settled."""
+    return next((wave for wave, left in enumerate(state.wave_left) if wave and left), state.plan.depth + 1)
+
+
+def check_limits(state: RunState, work: Draft, patch: Patch) -> None:
+    """Add what a patch of a node has against it; each refusal names the limit and how to raise it."""
+    limits = state.plan.workflow.limits
+    made = sum(r.by.startswith("node:") for r in state.revisions)
+    if made >= limits.revisions:
+        message = f"nodes have changed this run {made} times: limits.revisions is {limits.revisions}"
+        work.fault(0, "", "limit", message, f"raise it in the workflow: limits: {{revisions: {made + 1}}}")
+    start, now, after = len(state.workflows[0].nodes), len(work.before), len(work.nodes)
+    most = max(start * limits.growth // 100, start + limits.growth_nodes)
+    if after > most and after > now:
+        message = f"the run would grow to {after} nodes; from {start}, limits.growth allows {most}"
+        percent = -(-after * 100 // max(1, start))
+        work.fault(0, "", "limit", message, f"raise it in the workflow: limits: {{growth: {percent}%}}")
+    wave = present_wave(state)
+    for revision in state.revisions:
+        if revision.wave == wave:
+            _check_inverse(state, work, patch, revision.revision)
+
+
+def _check_inverse(state: RunState, work: Draft, patch: Patch, revision: int) -> None:
+    """Refuse the operations that take back what a revision of the same wave did."""
+    before = state.workflows[revision - 2].nodes
+    after = state.workflows[revision - 1].nodes
+    hint = "what was decided in a wave stands for that wave; a human may change it: dagrun replan"
+    for at, operation in enumerate(patch.operations):
+        for name in _touches(operation):
+            what = _taken_back(work, operation, name, before.get(name), after.get(name))
+            if what:
+                message = f"`{name}`: this takes back the {what} of revision {revision}, made in the same wave"
+                work.fault(at, "", "limit", message, hint)
+
+
+def _taken_back(work: Draft, operation: Operation, name: NodeId, before: Node | None, after: Node | None) -> str:
+    """What of a revision an operation on a node takes back, in a word; empty when nothing."""
+    if before is None and after is not None:
+        return "insert" if isinstance(operation, Remove) and (name in work.removed or name in work.skipped) else ""
+    if before is not None and after is None:
+        return "remove" if name in work.nodes else ""
+    now, will = work.before.get(name), work.nodes.get(name)
+    if before is None or after is None or before == after or now is None or will is None or now == will:
+        return ""
+    if isinstance(operation, Rewire):
+        dropped, added = _edges(before, after)
+        lost, regained = _edges(now, will)
+        return "rewire" if (lost & added) or (regained & dropped) else ""
+    return "change" if will == before else ""
+
+
+def _edges(old: Node, new: Node) -> tuple[set[NodeId], set[NodeId]]:
+    """The needs that went and the needs that came from one definition of a node to the next."""
+    was, now = set(old.needs), set(new.needs)
+    return was - now, now - was
+
+
+def _touches(operation: Operation) -> tuple[NodeId, ...]:
+    if isinstance(operation, SetLimits):
+        return ()
+    return operation.blocked if isinstance(operation, Alternative) else (operation.id,)
