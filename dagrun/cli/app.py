@@ -25,18 +25,23 @@ COMMANDS: Mapping[str, Entry] = {
     "execute": Entry("dagrun.cli.execute", "execute", "Run a workflow, always as a new run."),
     "resume": Entry("dagrun.cli.execute", "resume", "Go on with a run that has not completed."),
     "cancel": Entry("dagrun.cli.execute", "cancel", "End a run for good."),
+    "replan": Entry("dagrun.cli.replan", "replan", "Change the plan of a run, or a workflow file."),
+    "review": Entry("dagrun.cli.review", "review", "Decide what waits for a human."),
     "status": Entry("dagrun.cli.look", "status", "How a run stands: running, blocked and why."),
     "runs": Entry("dagrun.cli.runs", "runs", "List the runs of this project; `runs gc` removes old ones."),
     "logs": Entry("dagrun.cli.logs", "logs", "What a node wrote."),
     "outputs": Entry("dagrun.cli.look", "outputs", "The values that a run or a node gave."),
     "trace": Entry("dagrun.cli.trace", "trace", "What happened: show, list, follow."),
+    "diff": Entry("dagrun.cli.compare", "diff", "The patch that leads from one plan to another."),
+    "rehearse": Entry("dagrun.cli.compare", "rehearse", "Fail each node in simulation: what then?"),
+    "export": Entry("dagrun.cli.compare", "export", "The graph of a run as it ran, as a workflow."),
     "import": Entry("dagrun.cli.convert", "import_", "Workflows from elsewhere: wfformat."),
     "schema": Entry("dagrun.cli.check", "schema", "The JSON Schema of workflow files."),
     "doctor": Entry("dagrun.cli.doctor", "doctor", "What this machine can hold, and what it can't."),
     "completion": Entry("dagrun.cli.shell", "completion", "The completion script of your shell."),
     "version": Entry("dagrun.cli.shell", "version", "The version of dagrun."),
 }
-LATER = ("replan", "diff", "rehearse", "review", "export", "audit", "skills")
+LATER = ("audit", "skills")
 
 # What a machine lacks; anything else that the system refuses is a bug of ours.
 _MACHINE = frozenset(

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dagrun.view.text import Look
 
 _HINTED = re.compile(
-    r"\bdagrun (?=(?:init|validate|plan|execute|resume|cancel|status|runs|logs|outputs|trace|import|doctor)\b)"
+    r"\bdagrun (?=(?:init|validate|plan|execute|resume|cancel|replan|review|status|runs|logs|outputs|trace|diff"
+    r"|rehearse|export|import|doctor)\b)"
 )
 
 

@@ -249,6 +249,11 @@ def _resume(settings: Settings, run: str, parallel: int | None, ui: str, junit: 
     return _conclude(settings, ended, shown, junit)
 
 
+def go_on(settings: Settings, run: str) -> None:
+    """Take a run up in the foreground as `resume` does; leaves with its exit code."""
+    _in_engine(settings, lambda side: _resume(settings, run, None, "auto", "", side))
+
+
 @command("cancel", "dagrun cancel\ndagrun cancel r7k2")
 def cancel(ctx: typer.Context, run: str = ARGUMENT) -> None:
     """End a run for good: what runs is ended, what waits is not started. It can still be resumed."""

@@ -129,12 +129,14 @@ def _app(**how: Any) -> typer.Typer:
     )
 
 
-def command(name: str, examples: str) -> Callable[[Callable[..., None]], Command]:
+def command(
+    name: str, examples: str, cls: type[Command] = Command
+) -> Callable[[Callable[..., None]], Command]:
     """A decorator that makes a command of a function; its docstring is the help, `examples` end it."""
 
     def make(function: Callable[..., None]) -> Command:
         app = _app()
-        app.command(name, cls=Command, epilog=examples)(function)
+        app.command(name, cls=cls, epilog=examples)(function)
         return cast(Command, typer.main.get_command(app))
 
     return make

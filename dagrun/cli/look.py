@@ -90,6 +90,8 @@ def _blocked(state: RunState) -> list[tuple[int, str]]:
         elif now is Status.RETRYING:
             most = state.plan.nodes[i].retry.max_attempts
             found.append((i, f"its next attempt, {len(state.attempts[i]) + 1} of {most}"))
+        elif now is Status.AWAITING_REVIEW:
+            found.append((i, "a human"))
         elif now is Status.PENDING:
             found.append((i, _waits_for(state, i)))
     return found
@@ -157,6 +159,8 @@ def next_commands(run: RunDir, state: RunState, now: RunStatus) -> list[str]:
         return [f"dagrun outputs {run.id}"] if state.ended and state.ended.outputs else [f"dagrun trace show {run.id}"]
     if now is RunStatus.RUNNING:
         return [f"dagrun trace follow {run.id}"]
+    if now is RunStatus.NEEDS_REVIEW:
+        return [f"dagrun review {run.id}"]
     found = [f"dagrun logs {run.id} {state.plan.ids[i]}" for i in _having(state, Status.FAILED)[:1]]
     return [*found, f"dagrun resume {run.id}"]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMATS = ("text", "mermaid", "dot", "json")
 PAST_RUNS = 5
 PAST_BYTES = 32 << 20  # of journals that are read for estimates
+_REVISION = typer.Option(None, "--revision", metavar="N", min=1, show_default=False, help="Of a run: as it was then.")
 
 
 @command(
@@ -31,7 +32,7 @@ PAST_BYTES = 32 << 20  # of journals that are read for estimates
     "dagrun plan flow.yaml\n"
     "dagrun plan flow.yaml -p release=true -j 4\n"
     "dagrun plan flow.yaml -o mermaid > flow.mmd\n"
-    "dagrun plan last",
+    "dagrun plan last --revision 2",
 )
 def plan(
     ctx: typer.Context,
@@ -40,6 +41,7 @@ def plan(
     param: list[str] = PARAM,
     params: str = PARAMS,
     parallel: int = PARALLEL,
+    revision: int | None = _REVISION,
 ) -> None:
     """Show what would run: waves, what is skipped, the critical path, how long it takes.
 
@@ -50,11 +52,13 @@ def plan(
         raise UsageError(f"--format can't be {form}", hint=f"one of {', '.join(FORMATS)}")
     form = "json" if settings.json else form
     if what == "-" or is_flow(what):
+        if revision:
+            raise UsageError(f"{what} is a file: it has no revisions", hint=f"dagrun plan {what}")
         made, given = _of_file(what, param, params)
     elif param or params:
         raise UsageError(f"{what} is a run: its params are given", hint=f"dagrun plan {what}")
     else:
-        made, given = _of_run(what)
+        made, given = _of_run(what, revision or 0)
     show_plan(settings, made, form, given, parallel)
 
 
@@ -72,7 +76,7 @@ def _of_file(file: str, pairs: list[str], params_file: str) -> tuple[Plan, dict[
     return compile_plan(workflow), all_params(workflow, given)
 
 
-def _of_run(text: str) -> tuple[Plan, dict[str, Json]]:
+def _of_run(text: str, revision: int) -> tuple[Plan, dict[str, Json]]:
     from dagrun.store.history import load_state
     from dagrun.store.rundir import find_run
 
@@ -82,6 +86,10 @@ def _of_run(text: str) -> tuple[Plan, dict[str, Json]]:
         error.message += f", and no file {text}"
         raise
     state = load_state(run)
+    if revision and revision != state.plan.revision:
+        from dagrun.cli.history import revision_of
+
+        return revision_of(run, revision), dict(state.created.params)
     return state.plan, dict(state.created.params)
 
 

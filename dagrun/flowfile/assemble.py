@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from pydantic import ValidationError
 
+from dagrun.core.check import check, check_node
 from dagrun.core.workflow import Fault, Node, Workflow
 from dagrun.errors import InputError, Problem
 from dagrun.flowfile import ids
@@ -43,6 +44,10 @@ def assemble(
         broken |= {("nodes", i, "output_schema") for i, n in made.nodes.items() if n.output_schema is not None}
     if made.nodes:
         known += _graph(workflow, tree.value, broken)
+    if documents.trees and not any(f.severity == "error" for f in known):
+        from dagrun.flowfile import declared
+
+        workflow = declared.checked(workflow, documents)
     problems = _problems(tree, known, documents)
     if any(p.severity == "error" for p in problems):
         raise InputError(problems)
@@ -73,8 +78,14 @@ def _validated(value: Value, shape: list[Fault]) -> WorkflowFile | None:
     return None
 
 
-_STUBS: dict[str, dict[str, Value]] = {"nodes": {"run": "true"}, "params": {}, "secrets": {"env": "NAME"}}
+_STUBS: dict[str, dict[str, Value]] = {
+    "nodes": {"run": "true"},
+    "templates": {"run": "true"},
+    "params": {},
+    "secrets": {"env": "NAME"},
+}
 _BY_NAME = ("inputs", "outputs", "env")
+_NODES = ("nodes", "templates")
 
 
 def _without(value: dict[str, Value], places: Iterable[Path], depth: int) -> dict[str, Value]:
@@ -90,7 +101,7 @@ def _without(value: dict[str, Value], places: Iterable[Path], depth: int) -> dic
             1
             if top in ("defaults", "limits")
             else 2
-            if top != "nodes" or len(path) < 4 or path[2] not in _BY_NAME
+            if top not in _NODES or len(path) < 4 or path[2] not in _BY_NAME
             else 3
         )
         steps = path[: min(keep + 1, depth, len(path))]
@@ -105,10 +116,6 @@ def _without(value: dict[str, Value], places: Iterable[Path], depth: int) -> dic
         _take_out(holder, steps)
     if not isinstance(made.get("nodes"), dict):
         made["nodes"] = {}
-    nodes = made["nodes"]
-    if isinstance(nodes, dict):
-        runs: dict[str, Value] = {"run": "true"}
-        made["nodes"] = {i: {**runs, **n} if isinstance(n, dict) else n for i, n in nodes.items()}
     return made
 
 
@@ -116,7 +123,7 @@ def _take_out(holder: dict[str, Value], steps: Path) -> None:
     """Remove what is at the end of a path; a whole node, param or secret leaves a stub, so that it stays known."""
     name, top = str(steps[-1]), str(steps[0])
     if len(steps) == 2 and top in _STUBS:
-        if top != "nodes" or not isinstance(holder.get(name), dict):
+        if top not in _NODES or not isinstance(holder.get(name), dict):
             holder[name] = dict(_STUBS[top])
     else:
         holder.pop(name, None)
@@ -131,56 +138,69 @@ class _Open(dict[str, object]):
 
 def _graph(workflow: Workflow, value: Value, broken: set[Path]) -> list[Fault]:
     """Faults of references, expressions and graph, without those that only follow from `broken` parts."""
-    from dagrun.core.check import check
-
     if broken:
         workflow = _opened(workflow, broken)
-    found = [_rooted(f, value) for f in check(workflow)]
-    limits = any(p[0] == "limits" for p in broken if p)
+    found = [_rooted(f, value) for f in [*check(workflow), *_inline(workflow)]]
+    tops = {p[0] for p in broken if p}
+    hidden = {"unknown-resource", "over-limit"} if "limits" in tops else set()
+    if "templates" in tops:
+        hidden |= {"unknown-template", "contract"}
     return [
         f
         for f in [*found, *_warnings(workflow, value)]
-        if not any(f.path[:n] in broken for n in range(1, len(f.path) + 1) if n > 2 or f.path[0] != "nodes")
-        and not (limits and f.code in ("unknown-resource", "over-limit"))
+        if not any(f.path[:n] in broken for n in range(1, len(f.path) + 1) if n > 2 or f.path[0] not in _NODES)
+        and f.code not in hidden
     ]
+
+
+def _inline(workflow: Workflow) -> Iterable[Fault]:
+    """Faults of the nodes that stand in an `on_failure: {fallback: …}` of their own."""
+    for key, nodes in (("nodes", workflow.nodes), ("templates", workflow.templates)):
+        for name, node in nodes.items():
+            path: Path = (key, name)
+            while node.on_failure is not None and node.on_failure.fallback_node is not None:
+                node, path = node.on_failure.fallback_node, (*path, "on_failure", "fallback")
+                found: list[Fault] = []
+                check_node(workflow, node, found)
+                yield from [f._replace(path=(*path, *f.path[2:])) for f in found]
 
 
 def _opened(workflow: Workflow, broken: set[Path]) -> Workflow:
     """The workflow with the mappings open whose names a broken part may have declared."""
-    made: dict[str, Node] = dict(workflow.nodes)
-    for name, own in _keys_by_node(broken).items():
+    made: dict[str, dict[str, Node]] = {"nodes": dict(workflow.nodes), "templates": dict(workflow.templates)}
+    for (group, name), own in _keys_by_node(broken).items():
         unknown = bool(own - _NODE_KEYS)  # may be a misspelt `inputs` or `outputs`
-        node = made.get(name)
+        node = made[group].get(name)
         if node and (unknown or "inputs" in own):
             node = replace(node, inputs=_Open(node.inputs))  # type: ignore[arg-type]
         if node and (unknown or own & {"outputs", "output_schema"}):
             node = replace(node, outputs=_Open(node.outputs))  # type: ignore[arg-type]
         if node:
-            made[name] = node
+            made[group][name] = node
     tops = {str(p[0]) for p in broken if len(p) == 1}
     params: Mapping[str, object] = _Open(workflow.params) if "params" in tops else workflow.params
     secrets: Mapping[str, object] = _Open(workflow.secrets) if "secrets" in tops else workflow.secrets
-    return replace(workflow, nodes=made, params=params, secrets=secrets)  # type: ignore[arg-type]
+    return replace(workflow, **made, params=params, secrets=secrets)  # type: ignore[arg-type]
 
 
 _NODE_KEYS = frozenset(keys(NodeFile))
 
 
-def _keys_by_node(broken: set[Path]) -> dict[str, set[str]]:
-    """Which keys of each node are broken; `""` stands for the node as a whole."""
-    found: dict[str, set[str]] = {}
+def _keys_by_node(broken: set[Path]) -> dict[tuple[str, str], set[str]]:
+    """Which keys of each node and template are broken; `""` stands for the node as a whole."""
+    found: dict[tuple[str, str], set[str]] = {}
     for path in broken:
-        if len(path) > 1 and path[0] == "nodes":
-            found.setdefault(str(path[1]), set()).add(str(path[2]) if len(path) > 2 else "")
+        if len(path) > 1 and path[0] in _NODES:
+            found.setdefault((str(path[0]), str(path[1])), set()).add(str(path[2]) if len(path) > 2 else "")
     return found
 
 
 def _rooted(fault: Fault, value: Value) -> Fault:
     """A fault in what a node has from `defaults:` belongs there, once."""
     path = fault.path
-    if len(path) < 3 or path[0] != "nodes" or not isinstance(value, dict):
+    if len(path) < 3 or path[0] not in _NODES or not isinstance(value, dict):
         return fault
-    nodes, defaults = value.get("nodes"), value.get("defaults")
+    nodes, defaults = value.get(str(path[0])), value.get("defaults")
     own: Value | None = nodes.get(str(path[1])) if isinstance(nodes, dict) else None
     for step in path[2:4]:
         if isinstance(own, dict) and isinstance(step, str) and step not in own:

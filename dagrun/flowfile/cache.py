@@ -21,7 +21,7 @@ from dagrun.core.names import Json
 from dagrun.core.workflow import Workflow, workflow_from_json, workflow_to_json
 from dagrun.errors import Problem
 
-FORMAT = 1  # of the entries and of what checking means: raise it when either changes
+FORMAT = 2  # of the entries and of what checking means: raise it when either changes
 MAX_FILES = 64
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -141,6 +141,7 @@ def _warning(problem: Problem, file: str) -> dict[str, Json]:
     made = cast("dict[str, Json]", problem.to_json())
     made["file"] = "" if problem.file == file else problem.file
     made["excerpt"] = [[n, text] for n, text in problem.excerpt]
+    made["shift"] = problem.shift
     return made
 
 

@@ -128,7 +128,9 @@ class Converter:
             if at >= 0:
                 message = "an expression can't be read here: the message is shown as it is written"
                 hint = "dagrun adds why the node failed by itself"
-                self.faults.append(Fault((*path, "review", "message"), "bad-expression", message, hint, offset=at, length=3))
+                self.faults.append(
+                    Fault((*path, "review", "message"), "bad-expression", message, hint, offset=at, length=3)
+                )
         return OnFailure(**kw)
 
     def _input(self, path: Path, name: str, made: InputFile) -> Input:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from hashlib import sha256
 
 from dagrun.core.names import Json
@@ -113,6 +114,24 @@ class NoDocuments:
         """Note that this file can't be named here."""
         self.faults.append(Fault(path, "no-files", f"the file `{name}` can't be named here"))
         return None
+
+
+class KnownDocuments(NoDocuments):
+    """Other documents, but for patches that are known already."""
+
+    def __init__(self, others: Documents | NoDocuments, known: Mapping[str, Json]) -> None:
+        self._others = others
+        self._patches = known
+        self.faults = others.faults
+        self.problems = others.problems
+
+    def read(self, name: str, path: Path) -> Json:
+        """The JSON document in a file."""
+        return self._others.read(name, path)
+
+    def patch(self, name: str, path: Path) -> Json:
+        """The known patch of that name, else the one in a file."""
+        return self._patches[name] if name in self._patches else self._others.patch(name, path)
 
 
 def read_regular(path: str) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dagrun.core.workflow import Fault
 from dagrun.flowfile import fields, words
@@ -108,6 +108,15 @@ def at(value: Value, path: Path) -> Value:
     return value
 
 
+def has(value: Value, steps: list[str]) -> bool:
+    """Whether a path of keys leads to something in a tree."""
+    for step in steps:
+        if not isinstance(value, dict) or step not in value:
+            return False
+        value = value[step]
+    return True
+
+
 def kind_at(path: Path, kind: str = "workflow") -> str:
     """Which model stands at a path in a thing of some kind; empty where none does."""
     steps = iter(path)
@@ -125,15 +134,18 @@ def _unknown_key(path: Path, kind: str) -> Fault:
     return Fault(path, "unknown-key", f"{of} has no key `{key}`", _meant(key, kind), on_key=True)
 
 
+def _model(kind: str) -> type[BaseModel]:
+    if kind in MODELS:
+        return MODELS[kind]
+    from dagrun.flowfile.patchschema import PATCH_MODELS
+
+    return PATCH_MODELS[kind]
+
+
 @lru_cache(maxsize=1000)
 def _meant(key: str, kind: str) -> str:
     """What to write instead of an unknown key, or where it belongs."""
-    model = MODELS.get(kind)
-    if model is None:
-        from dagrun.flowfile.patchschema import PATCH_MODELS
-
-        model = PATCH_MODELS[kind]
-    known = keys(model)
+    known = keys(_model(kind))
     found = words.meant(key, known)
     if found:
         return found

@@ -57,21 +57,22 @@ class Lines:
         line = self.line(number)
         length = max(1, min(spot.end - spot.start, len(line) - column + 1))
         excerpt: list[tuple[int, str]] = []
-        if column <= MAX_WIDTH:  # the frame is anchored at column 1: far to the right it would only be noise
-            if number > 1 and self.line(number - 1).strip():
-                excerpt.append((number - 1, _cut(self.line(number - 1))))
-            excerpt.append((number, _cut(line)))
-            length = max(1, min(length, MAX_WIDTH - column + 1))
+        # far to the right only a part of the line is shown, and nothing of its neighbour
+        shift = 0 if column <= MAX_WIDTH else column - 1 - MAX_WIDTH // 3
+        if number > 1 and not shift and self.line(number - 1).strip():
+            excerpt.append((number - 1, _cut(self.line(number - 1))))
+        excerpt.append((number, _cut(line) if not shift else "…" + _cut(line[shift + 1 :])))
         return Problem(
             code=spot.code,
             message=spot.message,
             file=file,
             line=number,
             column=column,
-            length=length,
+            length=max(1, min(length, MAX_WIDTH - (column - 1 - shift))),
             hint=spot.hint,
             excerpt=tuple(excerpt),
             severity=spot.severity,
+            shift=shift,
         )
 
 

@@ -19,7 +19,7 @@ def check(value: Value) -> list[Fault]:
     """Every wrong, reserved or clashing name of a workflow's tree."""
     if not isinstance(value, dict):
         return []
-    found = [*_names(value.get("params"), ("params",), "param"), *_names(value.get("outputs"), ("outputs",), "output")]
+    found = [*names(value.get("params"), ("params",), "param"), *names(value.get("outputs"), ("outputs",), "output")]
     found += _secrets(value.get("secrets"))
     nodes = value.get("nodes")
     if not isinstance(nodes, dict):
@@ -36,7 +36,7 @@ def check(value: Value) -> list[Fault]:
 
 
 def _group(nodes: dict[str, Value], key: str, what: str) -> Iterator[Fault]:
-    yield from _names(nodes, (key,), what)
+    yield from names(nodes, (key,), what)
     for name, node in nodes.items():
         if isinstance(node, dict) and ("run" not in node or not node.keys().isdisjoint(_LOOK)):
             yield from check_node(node, (key, name))
@@ -51,9 +51,9 @@ _RUN_ONLY = frozenset(
 
 def check_node(node: dict[str, Value], path: Path) -> Iterator[Fault]:
     """Every wrong name in a node, and whether its keys make exactly one kind."""
-    yield from _names(node.get("inputs"), (*path, "inputs"), "input")
+    yield from names(node.get("inputs"), (*path, "inputs"), "input")
     yield from _variables(node.get("inputs"), (*path, "inputs"))
-    yield from _names(node.get("outputs"), (*path, "outputs"), "output")
+    yield from names(node.get("outputs"), (*path, "outputs"), "output")
     yield from _reserved(node.get("outputs"), (*path, "outputs"))
     if "review" in node:
         yield from _review(node, path)
@@ -98,7 +98,8 @@ def _no_kind(node: dict[str, Value], path: Path) -> Iterator[Fault]:
     yield Fault(path, "no-kind", message, hint, on_key=True)
 
 
-def _names(value: Value | None, path: Path, what: str) -> Iterator[Fault]:
+def names(value: Value | None, path: Path, what: str) -> Iterator[Fault]:
+    """Every name of a mapping that is no id, or differs from another only by case."""
     if not isinstance(value, dict):
         return
     seen: dict[str, str] = {}

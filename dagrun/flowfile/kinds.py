@@ -152,6 +152,8 @@ _AMOUNTS: dict[str, Any] = {
 }
 _OUTPUT_CAP = {**_SIZE_SCHEMA, "description": "What an attempt may write to stdout and stderr together (256M)."}
 Amounts = Annotated[dict[str, float], plain(fields.amounts), WithJsonSchema(_AMOUNTS)]
+
+
 def _growth(value: Value) -> tuple[int, int | None]:
     """Percent, and how many nodes more if that is written."""
     if not isinstance(value, dict):
@@ -162,7 +164,9 @@ def _growth(value: Value) -> tuple[int, int | None]:
         try:
             if key not in ("percent", "nodes"):
                 raise fields.Wrong(
-                    fields.Defect(f"`growth` has no key `{key}`", "it has percent and nodes", code="unknown-key", on_key=True)
+                    fields.Defect(
+                        f"`growth` has no key `{key}`", "it has percent and nodes", code="unknown-key", on_key=True
+                    )
                 )
             found[key] = _percent(item) if key == "percent" else fields.integer(item, least=0, most=1_000_000)
         except fields.Wrong as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PROBLEMS = 1000  # of one kind that are shown: a generated file can repeat one mistake a million times
 
-__all__ = ["MAX_BYTES", "MAX_PROBLEMS", "Plain", "Tree", "Value", "parse"]
+__all__ = ["MAX_BYTES", "MAX_PROBLEMS", "Mark", "Plain", "Tree", "Value", "parse"]
 
 
 class Tree:
@@ -47,6 +47,11 @@ class Tree:
         """What is wrong with the text itself although it could be read to its end; at most MAX_PROBLEMS."""
         return [self.spot_problem(s) for s in self._spots[:MAX_PROBLEMS]]
 
+    @property
+    def text(self) -> str:
+        """The text that was read, without a BOM."""
+        return self._text
+
     def spot_problem(self, spot: Spot) -> Problem:
         """A spot of this text as a problem with line, column and code frame."""
         if self._lines is None:
@@ -67,7 +72,7 @@ class Tree:
 
     def _locate(self, fault: Fault) -> tuple[int, int, int]:
         """Start and end of the place; the third is where a value should be, but nothing is."""
-        mark = self._mark()
+        mark = self.mark()
         key: tuple[int, int] | None = None
         on_key = fault.on_key
         for depth, step in enumerate(fault.path):
@@ -101,7 +106,8 @@ class Tree:
                 value = value[step]
         return value if isinstance(value, str) else ""
 
-    def _mark(self) -> Mark:
+    def mark(self) -> Mark:
+        """Where all values stand; read when it is asked for the first time."""
         if self._marks is None:
             self._marks = Marker(self._text).document()
         return self._marks
@@ -112,7 +118,7 @@ _LONG_FORM = ("from", "value")
 
 
 def _is_input(path: tuple[str | int, ...]) -> bool:
-    return len(path) == 4 and path[0] == "nodes" and path[2] == "inputs"
+    return len(path) >= 4 and path[-2] == "inputs"
 
 
 def _narrow(text: str, mark: Mark, offset: int, length: int, value: str) -> tuple[int, int]:

@@ -197,8 +197,13 @@ def _running_row(state: RunState, i: int, now_m: float, output: bytes) -> Row:
 
 def _over_row(state: RunState, i: int, status: Status) -> Row:
     finish = state.attempts[i][-1].finish if state.attempts[i] else None
-    time = clock(finish.duration_ms / 1000) if finish else ""
+    time = took(finish.duration_ms / 1000) if finish else ""
     return Row(status, state.plan.ids[i], state.plan.wave[i], _tries(state, i), time, _why(state, i))
+
+
+def took(seconds: float) -> str:
+    """How long something took that is over: `4.2s`, then as a clock."""
+    return f"{seconds:.1f}s" if seconds < 9.95 else clock(seconds)
 
 
 def _why(state: RunState, i: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dagrun.core.names import Json, NodeId, Schedule, format_duration
-from dagrun.core.plan import compile_plan, critical_path
+from dagrun.core.plan import compile_plan
 from dagrun.view.mermaid import plan_dot, plan_mermaid, waves
 from dagrun.view.schedule import Rehearsal, durations, rehearse
 from dagrun.view.text import PLAIN, Look, cells, clean, pad, plural
@@ -55,7 +55,7 @@ def outlook(
         if known or each is schedule:
             runs[each] = rehearse(plan, parallel=parallel, schedule=each, seconds=seconds, params=params)
     own = runs[schedule]
-    path = critical_path(plan)
+    path = _longest_path(plan, seconds, own.skipped)
     return Outlook(
         parallel=parallel,
         known=known,
@@ -70,6 +70,27 @@ def outlook(
         skipped=own.skipped,
         undecided=own.undecided,
     )
+
+
+def _longest_path(plan: Plan, seconds: list[float], skipped: Mapping[int, str]) -> list[int]:
+    """The path through the nodes that may run that takes longest one after another."""
+    there = [i for i in range(len(plan.ids)) if i not in skipped]
+    rank = [0.0] * len(plan.ids)
+    after: dict[int, int] = {}
+    for i in sorted(there, key=plan.wave.__getitem__, reverse=True):
+        below = [d for d in plan.dependents[i] if d not in skipped]
+        if below:
+            after[i] = max(below, key=rank.__getitem__)
+        rank[i] = seconds[i] + (rank[after[i]] if below else 0.0)
+    path = [max(there, key=rank.__getitem__)] if there else []
+    while path and path[-1] in after:
+        path.append(after[path[-1]])
+    return path
+
+
+def about(seconds: float) -> str:
+    """A duration that is only guessed: `~1m05s`."""
+    return f"~{format_duration(seconds)}" if seconds >= 0.05 else "<0.1s"
 
 
 def _whole(plan: Plan) -> Plan:
@@ -109,7 +130,7 @@ def plan_text(
 def _path_length(view: Outlook) -> str:
     if view.path_s is None:
         return plural(len(view.path), "node")
-    return f"~{format_duration(view.path_s)}"
+    return about(view.path_s)
 
 
 def _wave_lines(plan: Plan, number: int, members: list[int], view: Outlook, width: int | None, look: Look) -> list[str]:
@@ -127,7 +148,7 @@ def _word(plan: Plan, i: int, view: Outlook, look: Look) -> str:
     if i in view.skipped:
         return f"{look.glyphs.skipped} {node.id} (skipped)"
     if view.known and (view.seconds[i] or node.estimate_s):
-        parts.append(f"~{format_duration(view.seconds[i])}")
+        parts.append(about(view.seconds[i]))
     if i in view.undecided:
         parts.append("(if)")
     return " ".join([*parts, *_marks(node)])
@@ -167,13 +188,13 @@ def _schedule_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
         return []
     own = view.waves_s if plan.workflow.schedule is Schedule.WAVES else view.ready_s
     busy = view.work_s / own if own else 0.0
-    words = [f"~{format_duration(own)} with schedule: {plan.workflow.schedule}, {busy:.1f} nodes busy on average"]
+    words = [f"{about(own)} with schedule: {plan.workflow.schedule}, {busy:.1f} nodes busy on average"]
     if plan.workflow.schedule is Schedule.WAVES:
         cost = view.waves_s - view.ready_s
         if cost >= 0.05 * view.waves_s:
-            took = f"the barrier costs ~{format_duration(cost)}: schedule: ready would take"
+            took = f"the barrier costs {about(cost)}: schedule: ready would take"
             words[0] += ";"
-            words.append(f"{took} ~{format_duration(view.ready_s)}")
+            words.append(f"{took} {about(view.ready_s)}")
     if view.known < len(plan.ids):
         words[-1] += ";"
         words.append(f"{view.known:,} of {plural(len(plan.ids), 'node')} estimated, the rest taken as their mean")

@@ -56,12 +56,14 @@ class LineLog:
         self._writer = Writer(stream, look.glyphs.encoding, wait_at_exit=True)
         self._name_width = _NAME_MIN
         self._second = -1
+        self._beat_m = 0.0
         self._time = ""
 
     def attached(self, state: RunState, tail: Callable[[int], bytes]) -> None:
         """Say which run this is."""
         widest = max(map(len, state.plan.ids), default=0)
         self._name_width = min(max(_NAME_MIN, widest), _NAME_MAX)
+        self._beat_m = state.now_m
         self._emit(self._opening(state))
 
     def recorded(self, events: Sequence[Event], state: RunState) -> None:
@@ -76,6 +78,9 @@ class LineLog:
 
     def tick(self, state: RunState, now: float, now_m: float) -> None:
         """A heartbeat: what runs, and for how long."""
+        if now_m - self._beat_m < 29.0:  # the first tick comes at once
+            return
+        self._beat_m = now_m
         parts = []
         if state.running:
             shown = islice(state.running.items(), _BEAT_NODES)
@@ -245,7 +250,9 @@ class JsonLines:
         self._writer = Writer(stream, wait_at_exit=True)
 
     def attached(self, state: RunState, tail: Callable[[int], bytes]) -> None:
-        """Nothing: the events say it."""
+        """The events from before there was anybody to tell: which run, which engine."""
+        first: list[Event] = [state.created] if state.engines <= 1 else []
+        self.recorded([*first, *([state.engine] if state.engine else [])], state)
 
     def recorded(self, events: Sequence[Event], state: RunState) -> None:
         """The events as the journal has them."""

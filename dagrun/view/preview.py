@@ -146,7 +146,8 @@ def _gone(change: Change) -> Iterator[tuple[str, str, str]]:
     for name in event.removed:
         yield "-", name, "; ".join(t for t in (_now(change, name), _bridged(change, name)) if t)
     for name, text in event.skipped.items():
-        yield "-", name, f"{_now(change, name)}; skipped: {clean(text)}"
+        now = _now(change, name) if change.status(name) is not Status.SKIPPED else ""
+        yield "-", name, f"{now} -> skipped: {clean(text)}".removeprefix(" -> ")
     for name, new in event.superseded.items():
         yield "-", name, f"{_now(change, name)}; {new} takes its place"
     for name in event.cancelled:
@@ -270,7 +271,8 @@ def _shown(key: str, value: Json) -> str:
 
 
 def _short(value: Json) -> str:
-    text = value if isinstance(value, str) else dumps(value, ensure_ascii=False)
+    plain = isinstance(value, str) and value[:1].isalnum() and value[-1:].isalnum()
+    text = str(value) if plain else dumps(value, ensure_ascii=False)
     first, _, rest = text.strip().partition("\n")
     return cut(clean(first) + (" …" if rest else ""), _VALUE)
 

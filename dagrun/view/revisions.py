@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 from dagrun.core.event import PatchAdmitted, PatchProposed, PatchRefused, ProposalDecided
 from dagrun.core.names import Json
@@ -52,7 +52,14 @@ _HEADS = (
 
 def history_table(created: RunCreated, at: float, entries: Sequence[Entry], now: float, look: Look = PLAIN) -> str:
     """A line for each revision and each refused patch, oldest first; ends with a newline."""
-    first = ("1", _when(at, now, look), "", "started", "", f"{clean(created.workflow)} from {clean(created.file) or '-'}")
+    first = (
+        "1",
+        _when(at, now, look),
+        "",
+        "started",
+        "",
+        f"{clean(created.workflow)} from {clean(created.file) or '-'}",
+    )
     rows = [first, *(_row(entry, now, look) for entry in entries)]
     styles = ["", *(_STYLES.get(type(entry.event), "") for entry in entries)]
     return "\n".join(table(_HEADS, rows, look, lambda k: styles[k])) + "\n"
@@ -184,7 +191,7 @@ def trigger_document(trigger: Mapping[str, Json]) -> dict[str, Json]:
 
 def _actions(operations: Sequence[Json]) -> list[Json]:
     return [
-        action_document(kind, cast("dict[str, Json]", body))
+        action_document(kind, body)
         for operation in operations
         if isinstance(operation, dict)
         for kind, body in operation.items()

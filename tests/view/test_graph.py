@@ -121,6 +121,15 @@ def test_text_fits(width: int) -> None:
     assert max(cells(line) for line in text.splitlines()) <= max(width, 30)
 
 
+def test_what_is_skipped_is_on_no_path() -> None:
+    plan = plan_of(node("a", estimate_s=1), node("b", "a", estimate_s=99, condition="params.x"), node("c", "a"))
+    assert [plan.ids[i] for i in outlook(plan, 4, {"x": False}).path] == ["a", "c"]
+    assert [plan.ids[i] for i in outlook(plan, 4, {"x": True}).path] == ["a", "b"]
+    gone = plan_of(node("a", condition="false"))
+    assert outlook(gone, 4, {}).path == []
+    assert "skip    a  if: false" in plan_text(gone, width=80, room_parallel=4, params={})
+
+
 def test_json_is_json() -> None:
     found = plan_json(plan_of(*RELEASE), room_parallel=4, params={"lint": True})
     assert json.loads(json.dumps(found)) == found

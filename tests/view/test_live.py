@@ -12,7 +12,7 @@ from dagrun.core.event import EngineAttached, PatchAdmitted, ReviewDecided, Revi
 from dagrun.core.names import Outcome, Schedule, Status
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Retry
-from dagrun.view.frame import columns_for, draw, rows_for, share, take
+from dagrun.view.frame import Picture, columns_for, draw, rows_for, share, take
 from dagrun.view.live import Live
 from dagrun.view.text import ASCII, Look, Paint, cells, clean
 
@@ -48,7 +48,7 @@ def test_80_columns(terminal: Terminal) -> None:
         "release-notes  r7k2  1:38  j4",
         "████████████████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  3/10",
         "  NODE           STATUS     WAVE  TRY     TIME  LAST",
-        "✗ lint-docs      failed        2  3/3     0:05  exit 2: 14 dead links",
+        "✗ lint-docs      failed        2  3/3     5.0s  exit 2: 14 dead links",
         "↻ summarise-prs  retrying      2  2/3  in 0:04  exit 75: 429 from provider",
         "● test-linux     running       2  1/1     0:58  tests/test_io.py 61%",
         "● draft-notes    running       2  1/3     0:58  writing [bold]section[/bold] 2 …",
@@ -67,7 +67,7 @@ def test_120_columns(terminal: Terminal) -> None:
     live.tick(story.state, story.now, story.now_m)
     lines = terminal.screen(live._writer)
     assert lines[2] == "  NODE           STATUS     WAVE  TRY     TIME  TOKENS    COST  LAST"
-    assert lines[3] == "✗ lint-docs      failed        2  3/3     0:05                  exit 2: 14 dead links"
+    assert lines[3] == "✗ lint-docs      failed        2  3/3     5.0s                  exit 2: 14 dead links"
 
 
 def test_frames_draw_over_each_other_and_the_last_stays(terminal: Terminal) -> None:
@@ -147,7 +147,7 @@ def test_every_size_fits(width: int, height: int) -> None:
         assert all(cells(clean(line)) <= width for line in lines)
 
 
-def look_at(story: Story, height: int) -> object:
+def look_at(story: Story, height: int) -> Picture:
     state = story.state
     failed = {i: None for i in state.finished if state.node_status[i] is Status.FAILED}
     return take(state, story.now_m, 98.0, rows_for(height), failed, lambda i: OUTPUT.get(story.plan.ids[i], b""))
@@ -275,7 +275,7 @@ def test_many_failures_leave_room_for_what_runs() -> None:
     story.start(*[f"n{k:03}" for k in range(100)])
     for k in range(95):
         story.end(f"n{k:03}", Outcome.FAILED, exit_code=1)
-    lines = draw(look_at(story, 24), Look(), 100, 24)  # type: ignore[arg-type]
+    lines = draw(look_at(story, 24), Look(), 100, 24)
     assert sum(line.startswith("●") for line in lines) == 5
     assert lines[3].startswith("✗ n094")
     assert "more failed" in lines[-2]
@@ -286,7 +286,7 @@ class Watched(list):
 
     looks = 0
 
-    def __getitem__(self, key):  # type: ignore[no-untyped-def,override]
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
         self.looks += 1
         return super().__getitem__(key)
 
@@ -306,7 +306,7 @@ def work_of_a_frame(count: int) -> tuple[int, int, list[str]]:
         story.end(name, Outcome.FAILED)
     state: RunState = story.state
     lists = [Watched(getattr(state, name)) for name in ("node_status", "attempts", "finished", "waking")]
-    state.node_status, state.attempts, state.finished, state.waking = lists  # type: ignore[assignment]
+    state.node_status, state.attempts, state.finished, state.waking = lists
     calls = 0
 
     def count_call(frame: object, event: str, arg: object) -> None:

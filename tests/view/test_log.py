@@ -22,7 +22,7 @@ from dagrun.core.event import (
     StopRequested,
     Warned,
 )
-from dagrun.core.names import Outcome, Schedule
+from dagrun.core.names import Json, Outcome, Schedule
 from dagrun.core.workflow import OnFailure, Retry, Review
 from dagrun.engine.observer import Observer
 from dagrun.view.live import Live
@@ -149,11 +149,13 @@ def test_a_heartbeat_names_a_few_and_counts_the_rest() -> None:
     )
 
 
-def test_nothing_beats_when_nothing_runs() -> None:
+def test_nothing_beats_at_once_or_when_nothing_runs() -> None:
     story = Story([node("a")])
     log, stream = logged(story)
-    log.tick(story.state, story.now, story.now_m)
-    assert len(lines_of(log, story, stream)) == 1
+    log.tick(story.state, story.now, story.now_m + 60)
+    story.start("a")
+    log.tick(story.state, story.now, story.now_m + 61)
+    assert not any(" beat " in line for line in lines_of(log, story, stream))
 
 
 def test_one_write_for_a_batch() -> None:
@@ -188,7 +190,7 @@ def test_no_line_can_be_forged() -> None:
 
 
 def test_operations_in_words() -> None:
-    some = ({"insert": {"id": "scan"}}, {"set_limits": {"parallel": 2}}, {"remove": {"id": "lint"}})
+    some: tuple[Json, ...] = ({"insert": {"id": "scan"}}, {"set_limits": {"parallel": 2}}, {"remove": {"id": "lint"}})
     assert operations_text(some) == "insert scan, set_limits, remove lint"
     assert operations_text(tuple({"remove": {"id": f"n{k}"}} for k in range(9))).endswith("remove n5 and 3 more")
 
@@ -197,12 +199,19 @@ def test_json_lines() -> None:
     story = Story([node("a")])
     stream = io.StringIO()
     log = JsonLines(stream)
+    log.attached(story.state, lambda i: b"")
     story.observers.append(log)
     story.start("a").at(1.5).end("a", summary="caf\xe9").finish()
     log.closed(story.state)
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [f["type"] for f in found] == ["node.started", "attempt.finished", "run.ended"]
-    assert found[1] == {
+    assert [f["type"] for f in found] == [
+        "run.created",
+        "engine.attached",
+        "node.started",
+        "attempt.finished",
+        "run.ended",
+    ]
+    assert found[3] == {
         "at": "2023-11-14T22:13:21.500Z",
         "run_id": "r7k2",
         "type": "attempt.finished",
@@ -212,4 +221,4 @@ def test_json_lines() -> None:
         "duration_ms": 1500,
         "summary": "caf\xe9",
     }
-    assert list(found[1])[:3] == ["at", "run_id", "type"]
+    assert list(found[3])[:3] == ["at", "run_id", "type"]

@@ -1,0 +1,342 @@
+"""replan: change a workflow file, or the plan of a run while it runs.
+
+`replan` is a command whose first word may also name one of its own: history, undo.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import typer
+
+from dagrun.cli.change import can_ask, change_run, tell
+from dagrun.cli.compare import flow_of
+from dagrun.cli.console import Settings, emit, emit_json, is_terminal, look_for, say
+from dagrun.cli.files import read_file, write_text
+from dagrun.cli.groups import Command, Entry, command, is_flow
+from dagrun.cli.wanted import Operations
+from dagrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from dagrun.core.workflow import Workflow
+    from dagrun.store.rundir import RunDir
+
+OWN: Mapping[str, Entry] = {
+    "history": Entry("dagrun.cli.history", "history", "What was done to the plan of a run."),
+    "undo": Entry("dagrun.cli.history", "undo", "Take back a revision of a run."),
+}
+_ALONE = frozenset({"--json", "-q", "--quiet", "-v", "--verbose", "--no-input"})
+_VALUED = frozenset({"-C", "--color"})
+_NOTHING = """\
+insert a node       --insert node.yaml --after test --before deploy
+take one out        --remove lint:bridge      (or :skip, :cascade)
+change its order    --rewire report=db,cache
+change its keys     --set publish.timeout=10m, --unset publish.env
+try it again        --retry train:timeout=1h
+replace it          --fallback analyze=simple.yaml
+run it again        --rerun build
+all of it at once   --patch patch.yaml, --edit, --to new.yaml"""
+
+
+class Replan(Command):
+    """The command, which hands over to `history` and `undo` where the first word says so."""
+
+    own: ClassVar[Mapping[str, Entry]] = OWN
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of this command, or of the one that the first word names."""
+        at = _first_word(args)
+        if at is not None and args[at] in OWN:
+            entry = OWN[args[at]]
+            inner = getattr(import_module(entry.module), entry.attribute)
+            rest = [*args[:at], *args[at + 1 :]]
+            return inner.make_context(f"{info_name} {args[at]}", rest, parent=parent, **extra)
+        return super().make_context(info_name, args, parent=parent, **extra)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options, then the commands of its own."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in OWN.items()])
+
+
+def _first_word(args: list[str]) -> int | None:
+    """The place of the first word that is no option of every command, nor its value."""
+    skip = False
+    for at, word in enumerate(args):
+        if skip:
+            skip = False
+        elif word in _VALUED:
+            skip = True
+        elif word not in _ALONE:
+            return at
+    return None
+
+
+def _many(flag: str, form: str, text: str) -> Any:
+    return typer.Option([], flag, metavar=form, show_default=False, help=text)
+
+
+def _one(flag: str, form: str, text: str) -> Any:
+    return typer.Option("", flag, metavar=form, show_default=False, help=text)
+
+
+_RUN_OR_FLOW = typer.Argument("last", metavar="[RUN|FLOW]", show_default=False, help="A run, or a workflow file.")
+_MESSAGE = typer.Option("", "-m", "--message", metavar="TEXT", show_default=False, help="Why, for the history.")
+_BASE = typer.Option(None, "--base", metavar="N", min=1, show_default=False, help="The revision it is made for.")
+_OUTPUT = typer.Option("", "-o", "--output", metavar="FILE", show_default=False, help="FLOW: write the new file there.")
+_INSERT = _many("--insert", "FILE", "A new node; - is stdin.")
+_AFTER = _many("--after", "NODE", "The new node waits for this one.")
+_BEFORE = _many("--before", "NODE", "This one waits for the new node.")
+_REMOVE = _many("--remove", "NODE:HOW", "Take it out: skip, bridge or cascade.")
+_REWIRE = _many("--rewire", "NODE=A,B", "It waits for exactly these.")
+_SET = _many("--set", "NODE.KEY=V", "Change a key of a node.")
+_UNSET = _many("--unset", "NODE.KEY", "Drop a key of a node.")
+_RETRY = _many("--retry", "NODE[:K=V,…]", "Try it again, changed.")
+_FALLBACK = _many("--fallback", "NODE=F", "A file or template in its place.")
+_RERUN = _many("--rerun", "NODE", "Run it again, and what follows it.")
+_LIMIT = _many("--limit", "KEY=V", "parallel=2, resources.gpu=1")
+
+
+def _replan(
+    ctx: typer.Context,
+    what: str = _RUN_OR_FLOW,
+    insert: list[str] = _INSERT,
+    after: list[str] = _AFTER,
+    before: list[str] = _BEFORE,
+    remove: list[str] = _REMOVE,
+    rewire: list[str] = _REWIRE,
+    set_: list[str] = _SET,
+    unset: list[str] = _UNSET,
+    retry: list[str] = _RETRY,
+    fallback: list[str] = _FALLBACK,
+    rerun: list[str] = _RERUN,
+    limit: list[str] = _LIMIT,
+    patch: str = _one("--patch", "FILE", "The operations of a patch file; - is stdin."),
+    edit: bool = typer.Option(False, "--edit", help="Open the plan in $EDITOR; the difference is the patch."),
+    to: str = _one("--to", "FILE", "Make it as this file says."),
+    message: str = _MESSAGE,
+    yes: bool = typer.Option(False, "-y", "--yes", help="Don't ask."),
+    dry_run: bool = typer.Option(False, "-n", "--dry-run", help="Only show what would change."),
+    base: int | None = _BASE,
+    rebase: bool = typer.Option(False, "--rebase", help="RUN: build on the head, whatever it is."),
+    cancel_running: bool = typer.Option(False, "--cancel-running", help="RUN: end what runs, if need be."),
+    resume: bool = typer.Option(False, "--resume", help="RUN: go on with it afterwards."),
+    write: bool = typer.Option(False, "--write", help="FLOW: rewrite the file; comments stay."),
+    output: str = _OUTPUT,
+) -> None:
+    """Change the plan of a run, running or not, or a workflow file. All operations are one change.
+
+    It shows what would change, asks, and applies all of it or nothing. On a FLOW it prints the new file.
+    """
+    settings: Settings = ctx.obj
+    wanted = Operations(
+        insert=insert,
+        after=after,
+        before=before,
+        remove=remove,
+        rewire=rewire,
+        set=set_,
+        unset=unset,
+        retry=retry,
+        fallback=fallback,
+        rerun=rerun,
+        limit=limit,
+        patch=patch,
+        cancel_running=cancel_running,
+        message=message,
+    )
+    wanted.check()
+    _check_ways(wanted, what, edit, to)
+    if is_flow(what):
+        if resume or rebase or base or cancel_running:
+            raise UsageError(f"{what} is a file: --resume, --rebase, --base and --cancel-running are for a run")
+        _replan_file(settings, what, wanted, edit, to, write=write, output=output, dry_run=dry_run)
+        return
+    if write or output:
+        raise UsageError(f"{what} is a run: --write and -o are for a file", hint=f"its plan: dagrun export {what}")
+    from dagrun.store.rundir import find_run
+
+    run = find_run(".", what)
+    revision = _document(run, wanted, edit, to, base or 0)
+    wish = wanted.wish(again=_again(run), base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
+    _replan_run(settings, run, wish, resume)
+
+
+def _again(run: RunDir) -> str:
+    """The command line that was typed, with the run that it meant: `last` may be another one soon."""
+    words = [w for w in sys.argv[1:] if w not in ("-y", "--yes", "-n", "--dry-run")]
+    at = words.index("replan") if "replan" in words else -1
+    rest = words[at + 1 :]
+    if rest and (rest[0] == "last" or run.id.startswith(rest[0].lower())):
+        rest = rest[1:]
+    return shlex.join(["dagrun", "replan", run.id, *rest])
+
+
+replan = command(
+    "replan",
+    "dagrun replan r7k2 --remove lint:bridge\n"
+    "dagrun replan r7k2 --retry train:timeout=1h --resume\n"
+    "dagrun replan --patch patch.yaml --dry-run\n"
+    "dagrun replan flow.yaml --insert scan.yaml --after test --write\n"
+    "dagrun replan history r7k2\n"
+    "dagrun replan undo r7k2",
+    cls=Replan,
+)(_replan)
+
+
+def _check_ways(wanted: Operations, what: str, edit: bool, to: str) -> None:
+    """Raises UsageError unless the command says in one way what to do."""
+    ways = [name for name, on in (("--patch", wanted.patch), ("--edit", edit), ("--to", to)) if on]
+    if wanted.any_flag():
+        ways.insert(0, "operations")
+    if not ways:
+        raise UsageError(f"nothing to do: say what is to change in {what}", hint=f"one or more of\n  {_indented()}")
+    if len(ways) > 1:
+        raise UsageError(f"{' and '.join(ways)} don't mix", hint="one patch is written in one way")
+
+
+def _indented() -> str:
+    return _NOTHING.replace("\n", "\n  ")
+
+
+# ---------------------------------------------------------------- a run
+
+
+def _replan_run(settings: Settings, run: RunDir, wish: Any, resume: bool) -> None:
+    done = change_run(settings, run, wish)
+    if done is None:
+        return
+    goes_on = resume and not done.engine_alive
+    if goes_on and settings.json:
+        pass  # stdout holds one document: that of the run
+    else:
+        tell(settings, run, done, goes_on=goes_on)
+    if goes_on:
+        from dagrun.cli.execute import go_on
+
+        go_on(settings, run.id)
+
+
+def _document(run: RunDir, wanted: Operations, edit: bool, to: str, base: int) -> int:
+    """The patch of --edit and --to: what leads from a revision to the edited plan. The revision that it is for."""
+    if not edit and not to:
+        return base
+    from dagrun.cli.history import revision_of
+    from dagrun.store.history import load_state
+
+    plan = revision_of(run, base) if base else load_state(run).plan
+    after = _edited_plan(plan.workflow, f"{run.id}.yaml") if edit else flow_of(to)
+    _difference(wanted, plan.workflow, after, to or "the edited plan")
+    return plan.revision
+
+
+def _edited_plan(workflow: Workflow, name: str) -> Workflow:
+    from dagrun.flowfile.document import dump_yaml, workflow_to_document
+    from dagrun.flowfile.load import read_workflow_text
+
+    text = _edited(dump_yaml(workflow_to_document(workflow)).encode(), name)
+    base = os.path.dirname(os.path.abspath(workflow.file))
+    return read_workflow_text(text, "the edited plan", base, use_cache=False).workflow
+
+
+def _difference(wanted: Operations, before: Workflow, after: Workflow, name: str) -> None:
+    """Make what leads from one workflow to the other what is wanted. Raises UsageError when that is nothing."""
+    from dagrun.flowfile.differ import diff_files
+    from dagrun.flowfile.document import named_patches
+
+    document = diff_files(before, after)
+    if not document.get("operations"):
+        raise UsageError(f"{name} changes nothing", hint="edit it, then try again")
+    wanted.document, wanted.document_name = document, name
+    for node in (*after.nodes.values(), *after.templates.values()):
+        wanted.document_patches.update(named_patches(node))
+
+
+def _edited(before: bytes, name: str) -> bytes:
+    """What a person makes of a text in their editor. Raises UsageError without one, or when it fails."""
+    import subprocess
+    from tempfile import TemporaryDirectory
+
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    if not editor:
+        raise UsageError("--edit: no editor is set", hint="EDITOR=vi dagrun replan last --edit")
+    with TemporaryDirectory(prefix="dagrun-edit-") as folder:
+        path = os.path.join(folder, os.path.basename(name))
+        with open(path, "wb") as file:
+            file.write(before)
+        try:
+            done = subprocess.run([*shlex.split(editor), path], check=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--edit: can't start {editor}: {error}", hint="set EDITOR to one that is there") from None
+        if done.returncode:
+            raise UsageError(f"{editor} exited {done.returncode}: nothing was changed", hint="dagrun replan --edit")
+        return read_file(path, "the edited plan")
+
+
+# ---------------------------------------------------------------- a file
+
+
+def _replan_file(
+    settings: Settings,
+    flow: str,
+    wanted: Operations,
+    edit: bool,
+    to: str,
+    *,
+    write: bool,
+    output: str,
+    dry_run: bool,
+) -> None:
+    from dagrun.flowfile.edit import edit_file, open_flow
+
+    before = read_file(flow, "a workflow file")
+    if edit:
+        after = _edited(before, flow)
+        _checked(after, flow)
+    else:
+        opened = open_flow(before, flow, os.path.dirname(os.path.abspath(flow)))
+        if to:
+            _difference(wanted, opened.workflow, flow_of(to), to)
+        after = edit_file(opened, wanted.build(opened.workflow, opened.defaults))
+    _show_file(settings, flow, before, after, write=write, output=output, dry_run=dry_run)
+
+
+def _checked(data: bytes, flow: str) -> None:
+    """Raises InputError for what came out of an editor and is no workflow."""
+    from dagrun.flowfile.load import read_workflow_text
+
+    read_workflow_text(data, f"{flow} (edited)", os.path.dirname(os.path.abspath(flow)), use_cache=False)
+
+
+def _show_file(
+    settings: Settings, flow: str, before: bytes, after: bytes, *, write: bool, output: str, dry_run: bool
+) -> None:
+    from dagrun.view.preview import file_diff
+
+    target = output or (flow if write else "")
+    changed = before != after
+    if target and not dry_run:
+        write_text(target, after)
+    if settings.json:
+        emit_json({"file": flow, "changed": changed, "written": target if not dry_run else "", "text": after.decode()})
+        return
+    if not target and not dry_run:
+        emit(after.decode().removesuffix("\n"))
+    if settings.quiet or not (target or dry_run or (is_terminal(sys.stdout) and is_terminal(sys.stderr))):
+        return
+    stream = sys.stdout if dry_run else sys.stderr
+    text = file_diff(before.decode(), after.decode(), flow, look_for(settings, stream)) or f"{flow} stays as it is"
+    (emit if dry_run else say)(text)
+    if target and not dry_run:
+        say(settings.hint(f"wrote {target}\n  help: dagrun validate {target}"))
+    elif not dry_run:
+        say("  help: to keep it: the same command with --write, or with -o FILE")
+
+
+__all__ = ["can_ask", "replan"]
