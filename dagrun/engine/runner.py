@@ -109,6 +109,7 @@ class Runner:
         self.timers: list[tuple[float, int, Timer, int, int]] = []
         self.timer_count = 0
         self.last_turn = monotonic()
+        self.decided_m = float("-inf")  # up to when retries had their chance to start
         self.next_tick = self.last_turn + (observer.interval_s or 0.0)
         self.spawn_pause = 0.1
         self.spawn_stuck_since = 0.0
@@ -179,6 +180,7 @@ class Runner:
                 _, _, kind, node, number = heappop(self.timers)
                 self._due(kind, node, number, events)
             finish = self._decide(now, events, to_spawn)
+            self.decided_m = now
             if events:
                 self._write(events)
         finally:
@@ -234,7 +236,7 @@ class Runner:
     def _next_due(self) -> float | None:
         now = monotonic()
         due = self.timers[0][0] if self.timers else None
-        wake = next_wake(self.state, self.last_turn)
+        wake = next_wake(self.state, self.decided_m)
         if wake is not None and (due is None or wake < due):
             due = wake
         if self.observer.interval_s is not None and (due is None or self.next_tick < due):
@@ -244,7 +246,8 @@ class Runner:
         if self.unspawned:
             soon = self.unspawned[0][1].started + SPAWNED_AFTER_S
             due = soon if due is None else min(due, soon)
-        if self.facts or not (self.state.running or self.state.waking):
+        first = self.decided_m == float("-inf")
+        if self.facts or first or not (self.state.running or self.state.waking):
             return 0.0
         return None if due is None else max(0.0, due - now)
 
