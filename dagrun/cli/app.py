@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, Entry] = {
     "outputs": Entry("dagrun.cli.look", "outputs", "The values that a run or a node gave."),
     "trace": Entry("dagrun.cli.trace", "trace", "What happened: show, list, follow."),
     "diff": Entry("dagrun.cli.compare", "diff", "The patch that leads from one plan to another."),
-    "rehearse": Entry("dagrun.cli.compare", "rehearse", "Fail each node in simulation: what then?"),
+    "rehearse": Entry("dagrun.cli.compare", "rehearse", "Fail each node in simulation, and say what then."),
     "export": Entry("dagrun.cli.compare", "export", "The graph of a run as it ran, as a workflow."),
     "import": Entry("dagrun.cli.convert", "import_", "Workflows from elsewhere: wfformat."),
     "schema": Entry("dagrun.cli.check", "schema", "The JSON Schema of workflow files."),

@@ -85,8 +85,8 @@ def change_run(settings: Settings, run: RunDir, wish: Wish) -> Submitted | None:
             )
         return _submit(run, wish, base, verdict)  # is refused there, and written down
     if verdict.event is None:
-        if not wish.dry_run:
-            _submit(run, wish, base, verdict)
+        if not wish.dry_run:  # to be refused there too, and written down; on this head only
+            _submit(run, replace(wish, rebase=False), head, verdict)
         raise InputError(tuple(map(wish.problem, verdict.faults)), hint=f"the run as it is: dagrun plan {run.id}")
     _show(settings, run, state, verdict, wish)
     if wish.dry_run:
@@ -187,8 +187,3 @@ def at_flag(flags: list[str]) -> Callable[[Fault], Problem]:
         return Problem(code=fault.code, message=message, hint=fault.hint)
 
     return problem
-
-
-def at_file(problem: Problem, file: str) -> Problem:
-    """A problem that has no place of its own, in a file."""
-    return problem if problem.file else replace(problem, file=file)

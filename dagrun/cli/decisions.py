@@ -212,7 +212,7 @@ def _wanted_by_others(state: RunState, i: int, given: Mapping[str, Json], made: 
             missing = [o for o in outputs_read(item, name) if o not in given] if requires(item, name) else []
             if missing:
                 message = f"`{user.id}` needs the output `{missing[0]}` of `{name}` for its input `{key}`"
-                hint = f"give it: --{made.choice} --outputs FILE, with {{\"{missing[0]}\": …}}"
+                hint = f'give it: --{made.choice} --outputs FILE, with {{"{missing[0]}": …}}'
                 problems.append(Problem(code="needs-output", message=message, hint=hint))
     return problems
 

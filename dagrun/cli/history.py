@@ -31,9 +31,7 @@ _DIFF = typer.Option(None, "--diff", metavar="N", min=2, show_default=False, hel
 
 @command(
     "history",
-    "dagrun replan history\n"
-    "dagrun replan history r7k2 --diff 3\n"
-    "dagrun replan history r7k2 --yaml > history.yaml",
+    "dagrun replan history\ndagrun replan history r7k2 --diff 3\ndagrun replan history r7k2 --yaml > history.yaml",
 )
 def history(
     ctx: typer.Context,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from dagrun.cli.change import can_ask, change_run, tell
+from dagrun.cli.change import change_run, tell
 from dagrun.cli.compare import flow_of
 from dagrun.cli.console import Settings, emit, emit_json, is_terminal, look_for, say
 from dagrun.cli.files import read_file, write_text
@@ -170,9 +170,11 @@ def _replan(
 
 def _again(run: RunDir) -> str:
     """The command line that was typed, with the run that it meant: `last` may be another one soon."""
-    words = [w for w in sys.argv[1:] if w not in ("-y", "--yes", "-n", "--dry-run")]
+    words = sys.argv[1:]
     at = words.index("replan") if "replan" in words else -1
-    rest = words[at + 1 :]
+    rest = [w for w in words[at + 1 :] if w not in ("-y", "--yes", "-n", "--dry-run")]
+    while "-C" in rest:  # every hint gets it anyway, where it belongs
+        del rest[rest.index("-C") : rest.index("-C") + 2]
     if rest and (rest[0] == "last" or run.id.startswith(rest[0].lower())):
         rest = rest[1:]
     return shlex.join(["dagrun", "replan", run.id, *rest])
@@ -295,6 +297,7 @@ def _replan_file(
 ) -> None:
     from dagrun.flowfile.edit import edit_file, open_flow
 
+    flow_of(flow)  # says best what is wrong with it
     before = read_file(flow, "a workflow file")
     if edit:
         after = _edited(before, flow)
@@ -338,5 +341,3 @@ def _show_file(
     elif not dry_run:
         say("  help: to keep it: the same command with --write, or with -o FILE")
 
-
-__all__ = ["can_ask", "replan"]

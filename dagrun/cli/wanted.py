@@ -108,9 +108,7 @@ class Operations:
     def _from_document(self, workflow: Workflow) -> FilePatch:
         from dagrun.flowfile.patchfile import file_patch_from_document
 
-        return file_patch_from_document(
-            self.document, workflow, self.document_name, patches=self.document_patches
-        )
+        return file_patch_from_document(self.document, workflow, self.document_name, patches=self.document_patches)
 
     def _from_file(self, workflow: Workflow, defaults: Defaults | None) -> FilePatch:
         from dagrun.flowfile.patchfile import read_file_patch

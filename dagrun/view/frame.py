@@ -58,6 +58,7 @@ class Picture:
     counts: Mapping[Status, int]
     rows: tuple[Row, ...]
     note: str = ""
+    changed: bool = False  # a row is marked: its node is new or other than in the revision before
     spent_usd: float = 0.0
     budget_usd: float | None = None
     agents: bool = False
@@ -91,6 +92,9 @@ def take(
     budget_usd: float | None = None,
 ) -> Picture:
     """What to show of a state in `room` lines. `failed` are the nodes that failed, in order."""
+    rows = list(_rows(state, now_m, room, failed, tail))
+    last = state.revisions[-1] if state.revisions else None
+    fresh = {*last.nodes, *last.reset} if last is not None else set()
     return Picture(
         workflow=state.created.workflow,
         run_id=state.created.run_id,
@@ -101,7 +105,8 @@ def take(
         total=len(state.plan.ids) - len(state.removed),
         revision=state.plan.revision,
         counts=dict(state.counts),
-        rows=tuple(_rows(state, now_m, room, failed, tail)),
+        rows=tuple([r._replace(node=f"{r.node}*") if r.node in fresh else r for r in rows]) if fresh else tuple(rows),
+        changed=any(r.node in fresh for r in rows),
         note=_note(state),
         budget_usd=budget_usd,
         failing=state.failures > 0,
@@ -344,7 +349,8 @@ def _bar(picture: Picture, look: Look, width: int) -> str:
 
 def _footer(picture: Picture, look: Look, width: int) -> str:
     budget = f" of ${picture.budget_usd:.2f}" if picture.budget_usd is not None else ""
-    tail = [f"${picture.spent_usd:.2f}{budget}", f"revision {picture.revision}"]
+    marked = ", * changed" if picture.changed else ""
+    tail = [f"${picture.spent_usd:.2f}{budget}", f"revision {picture.revision}{marked}"]
     counts = counts_text(picture.counts)
     if picture.note:
         return look.paint(look.cut(f"{picture.note}   {counts}", width), "yellow")

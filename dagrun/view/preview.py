@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from json import dumps
 from typing import TYPE_CHECKING, cast
 
-from dagrun.core.names import Json, NodeId, Status, format_duration
+from dagrun.core.names import Json, NodeId, Status
 from dagrun.core.workflow import node_to_json
+from dagrun.flowfile.document import duration
 from dagrun.view.text import PLAIN, Look, clean, cut, pad, plural
 
 if TYPE_CHECKING:
@@ -262,17 +263,18 @@ def _shown(key: str, value: Json) -> str:
     if value is None:
         return "none"
     if key.endswith("_s") and isinstance(value, int | float):
-        return format_duration(value)
+        return str(duration(value))
     if isinstance(value, dict) and len(value) == 1 and "expression" in value:
         return clean(str(value["expression"]))
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return ", ".join(map(clean, cast("list[str]", value))) or "nothing"
+    if isinstance(value, str) and not (value[:1].isalnum() and value[-1:].isalnum()):
+        return dumps(_short(value), ensure_ascii=False)  # blanks and signs alone are hard to see
     return _short(value)
 
 
 def _short(value: Json) -> str:
-    plain = isinstance(value, str) and value[:1].isalnum() and value[-1:].isalnum()
-    text = str(value) if plain else dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else dumps(value, ensure_ascii=False)
     first, _, rest = text.strip().partition("\n")
     return cut(clean(first) + (" …" if rest else ""), _VALUE)
 

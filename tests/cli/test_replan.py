@@ -119,7 +119,7 @@ def test_without_a_terminal_nothing_is_done_unless_said(live: tuple[Space, Any, 
     assert f"dagrun replan {run.id} --set ship.timeout=1m --yes" in done.err
     dry = space.run("replan", "--set", "ship.timeout=1m", "--dry-run")
     assert (dry.code, dry.err) == (0, "dry run: nothing was changed\n")
-    assert "~ ship  timeout 5m00s -> 1m00s" in dry.out
+    assert "~ ship  timeout 5m -> 1m" in dry.out
     assert b'"patch.' not in Path(run.journal).read_bytes()
     process.kill()
 
@@ -400,7 +400,7 @@ def test_an_exported_run_is_a_workflow_again(space: Space) -> None:
 
 def editor(space: Space, script: str) -> str:
     """An editor that is sed."""
-    return str(space.file("editor.sh", f"sed -i {script} \"$1\"\n").parent / "editor.sh")
+    return str(space.file("editor.sh", f'sed -i {script} "$1"\n').parent / "editor.sh")
 
 
 def test_the_plan_of_a_run_is_edited(space: Space) -> None:
