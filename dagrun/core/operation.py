@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from dagrun.core.names import Json, NodeId
-from dagrun.core.plan import all_needs
+from dagrun.core.plan import Plan, all_needs
 from dagrun.core.value import value
 from dagrun.core.workflow import Fault, Limits, Node, Workflow
 
@@ -126,9 +126,7 @@ class SetLimits:
     whole: Limits | None = None
 
 
-Operation: TypeAlias = (
-    Insert | Remove | Rewire | Modify | Retry | Fallback | Alternative | Rerun | SetLimits
-)
+Operation: TypeAlias = Insert | Remove | Rewire | Modify | Retry | Fallback | Alternative | Rerun | SetLimits
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -171,19 +169,21 @@ class Draft:
     superseded: dict[NodeId, NodeId] = field(default_factory=dict)
     reset: list[NodeId] = field(default_factory=list)
     new: list[NodeId] = field(default_factory=list)
+    revived: set[NodeId] = field(default_factory=set)  # removed nodes that have their id back
     limits_at: int = -1  # the operation that changed the limits last
     touched: dict[NodeId, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    users: dict[NodeId, set[NodeId]] | None = None
+    plan: Plan | None = None  # of `before`, where there is one: it knows who waits for whom
+    users: dict[NodeId, set[NodeId]] = field(default_factory=dict)
+    all_users: dict[NodeId, list[NodeId]] | None = None
 
     def put(self, node: Node, at: int) -> None:
         """Write a node, keeping the index of who depends on whom."""
         old = self.nodes.get(node.id)
-        if self.users is not None:
-            for need in all_needs(old) if old is not None else ():
-                self.users.get(need, set()).discard(node.id)
-            for need in all_needs(node):
-                self.users.setdefault(need, set()).add(node.id)
+        for need in all_needs(old) if old is not None else ():
+            self._users(need).discard(node.id)
+        for need in all_needs(node):
+            self._users(need).add(node.id)
         self.nodes[node.id] = node
         self.changed[node.id] = node
         self.touched[node.id] = at
@@ -197,9 +197,8 @@ class Draft:
     def drop(self, name: NodeId, why: str, at: int) -> None:
         """Take a node out of the graph; one that this very patch brought leaves no trace."""
         node = self.nodes.pop(name)
-        if self.users is not None:
-            for need in all_needs(node):
-                self.users.get(need, set()).discard(name)
+        for need in all_needs(node):
+            self._users(need).discard(name)
         self.changed.pop(name, None)
         self.touched[name] = at
         if name in self.before:
@@ -209,12 +208,26 @@ class Draft:
 
     def dependents(self, name: NodeId) -> list[NodeId]:
         """Who waits for a node now, by id."""
-        if self.users is None:
-            self.users = {}
-            for node in self.nodes.values():
+        return sorted(self._users(name))
+
+    def _users(self, name: NodeId) -> set[NodeId]:
+        """The dependents of a node, which `put` and `drop` keep; as they were when first asked for."""
+        found = self.users.get(name)
+        if found is None:
+            found = self.users[name] = set(self.waiting(name))
+        return found
+
+    def waiting(self, name: NodeId) -> Iterable[NodeId]:
+        """Who waited for a node before anything was changed."""
+        if self.plan is not None:
+            i = self.plan.index.get(name)
+            return () if i is None else [self.plan.ids[d] for d in self.plan.dependents[i]]
+        if self.all_users is None:
+            self.all_users = {}
+            for node in self.before.values():
                 for need in all_needs(node):
-                    self.users.setdefault(need, set()).add(node.id)
-        return sorted(self.users.get(name, ()))
+                    self.all_users.setdefault(need, []).append(node.id)
+        return self.all_users.get(name, ())
 
     def fault(self, at: int, key: str, code: str, message: str, hint: str = "") -> None:
         """Note what is wrong with operation `at`."""

@@ -119,6 +119,8 @@ def _insert(work: Draft, op: Insert, at: int) -> None:
                 ok = _known(work, name, at, key) and ok
     if not ok:
         return
+    if op.revive:
+        work.revived.add(op.id)
     work.add(replace(op.node, id=op.id, needs=union(op.node.needs, op.after)), at)
     for name in op.before:
         node = work.nodes[name]

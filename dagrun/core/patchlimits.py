@@ -6,7 +6,8 @@ People are warned by these and never refused. Source: [dag-dynamic-replanner], L
 from __future__ import annotations
 
 from dagrun.core.names import NodeId
-from dagrun.core.patch import Alternative, Draft, Operation, Patch, Remove, Rewire, SetLimits
+from dagrun.core.patch import Alternative, Draft, Modify, Operation, Patch, Remove, Rewire, SetLimits
+from dagrun.core.plan import all_needs
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node
 
@@ -29,10 +30,30 @@ def check_limits(state: RunState, work: Draft, patch: Patch) -> None:
         message = f"the run would grow to {after} nodes; from {start}, limits.growth allows {most}"
         percent = -(-after * 100 // max(1, start))
         work.fault(0, "", "limit", message, f"raise it in the workflow: limits: {{growth: {percent}%}}")
+    _check_gates(work, patch)
     wave = present_wave(state)
     for revision in state.revisions:
         if revision.wave == wave:
             _check_inverse(state, work, patch, revision.revision)
+
+
+def _check_gates(work: Draft, patch: Patch) -> None:
+    """A node may not lead its run around a human: no review goes, is changed, or loses who waits for it."""
+    gates = {name for name, node in work.before.items() if node.review is not None}
+    if not gates:
+        return
+    hint = "only a human may change that: dagrun replan"
+    for name in sorted(gates & {*work.removed, *work.skipped, *work.superseded}):
+        work.fault(work.touched[name], "", "not-allowed", f"a node may not take the review `{name}` out", hint)
+    for at, operation in enumerate(patch.operations):
+        if not isinstance(operation, Modify | Rewire) or operation.id not in work.before:
+            continue
+        before, now = work.before[operation.id], work.nodes.get(operation.id)
+        if isinstance(operation, Modify) and operation.id in gates:
+            work.fault(at, "", "not-allowed", f"a node may not change the review `{operation.id}`", hint)
+        for gate in [n for n in all_needs(before) if n in gates and now is not None and n not in all_needs(now)]:
+            message = f"a node may not lead `{operation.id}` around the review `{gate}`"
+            work.fault(at, "", "not-allowed", message, hint)
 
 
 def _check_inverse(state: RunState, work: Draft, patch: Patch, revision: int) -> None:

@@ -121,7 +121,7 @@ def revise_plan(base: Plan, workflow: Workflow, revision: int) -> Plan:
         index = {**base.index, **{name: len(base.ids) + k for k, name in enumerate(new)}}
     nodes = tuple([workflow.nodes.get(name) or base.nodes[i] for i, name in enumerate(ids)])
     removed = frozenset(i for i, name in enumerate(ids) if name not in workflow.nodes)
-    return _build(workflow, revision, ids, index, nodes, removed, {})
+    return _build(workflow, revision, ids, index, nodes, removed, {}, base)
 
 
 def _build(
@@ -132,9 +132,10 @@ def _build(
     nodes: tuple[Node, ...],
     removed: frozenset[int],
     known: Mapping[NodeId, float],
+    base: Plan | None = None,
 ) -> Plan:
     try:
-        needs = [() if i in removed else tuple([index[n] for n in all_needs(node)]) for i, node in enumerate(nodes)]
+        needs = [() if i in removed else _numbers(base, i, node, index) for i, node in enumerate(nodes)]
     except KeyError as error:
         raise ValueError(f"unknown node {error.args[0]!r}: check the workflow first") from None
     dependents: list[list[int]] = [[] for _ in ids]
@@ -159,6 +160,13 @@ def _build(
         depth=max(wave, default=0),
         removed=removed,
     )
+
+
+def _numbers(base: Plan | None, i: int, node: Node, index: Mapping[NodeId, int]) -> tuple[int, ...]:
+    """The numbers of what a node waits for; a node that is as it was has the same, since numbers never change."""
+    if base is not None and i < len(base.nodes) and node is base.nodes[i] and i not in base.removed:
+        return base.needs[i]
+    return tuple([index[n] for n in all_needs(node)])
 
 
 def _ranks(estimates: list[float], dependents: list[list[int]], order: list[int]) -> list[float]:

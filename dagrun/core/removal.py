@@ -142,9 +142,7 @@ def alternative(work: Draft, op: Alternative, at: int) -> None:
     """Carry out an Alternative whose ids are known and free; its exits are checked here."""
     blocked = dict.fromkeys(op.blocked)
     outside = union(n for name in blocked for n in all_needs(work.nodes[name]) if n not in blocked)
-    users = union(
-        u for name in blocked for u in work.dependents(name) if u not in blocked and u not in work.frozen
-    )
+    users = union(u for name in blocked for u in work.dependents(name) if u not in blocked and u not in work.frozen)
     if not _exits_hold(work, op, users, at):
         return
     for name, node in op.nodes.items():
@@ -217,4 +215,3 @@ def alias_conditions(work: Draft, old: NodeId, new: NodeId, at: int) -> None:
             continue
         if any(r.path[1] == old for r in node_references(node.condition)):
             work.put(replace(node, condition=rename(node.condition, old, new)), at)
-

@@ -54,9 +54,9 @@ _ALLOWED: Mapping[Status, frozenset[type]] = {
     Status.RUNNING: frozenset(),
 }
 # they keep their needs and inputs, whatever happens around them
-_FROZEN = frozenset(
-    {Status.COMPLETED, Status.RUNNING, Status.FAILED, Status.SUPERSEDED, Status.AWAITING_REVIEW}
-)
+_FROZEN = frozenset({Status.COMPLETED, Status.RUNNING, Status.FAILED, Status.SUPERSEDED, Status.AWAITING_REVIEW})
+_RETRIED = frozenset({Status.FAILED, Status.RETRYING, Status.AWAITING_REVIEW})
+_UNDONE = _RETRIED | {Status.SUPERSEDED}
 
 
 @dataclass(slots=True)
@@ -88,6 +88,7 @@ def admit(state: RunState, patch: Patch, *, by: str, actor: Actor = "human", und
     """
     verdict = Verdict()
     work = draft(state.plan.workflow, state.plan.ids)
+    work.plan = state.plan
     _place(state, work, patch)
     if not patch.operations:
         work.faults.append(Fault(("operations",), "empty", "a patch without operations changes nothing"))
@@ -207,11 +208,8 @@ def _check_states(state: RunState, work: Draft, patch: Patch, at: int, actor: Ac
         if status is Status.RUNNING and _ends_running(operation):
             continue
         # a retry in the same patch makes a failed node one that has not run
-        if type(operation) in _ALLOWED[status] or (
-            status in (Status.FAILED, Status.RETRYING, Status.AWAITING_REVIEW)
-            and name in renewed
-            and type(operation) in _ALLOWED[Status.PENDING]
-        ):
+        again_ = name in renewed and status in (_UNDONE if undoes else _RETRIED)
+        if type(operation) in _ALLOWED[status] or (again_ and type(operation) in _ALL):
             continue
         if i in state.escalating and (actor == "declared" or isinstance(operation, Fallback)):
             continue  # its retries are spent: it has failed
@@ -343,8 +341,7 @@ def _check_whole(state: RunState, work: Draft, patch: Patch, verdict: Verdict) -
     _check_feeds(state, work, patch)
     verdict.after = revised(state.plan, workflow, work)
     if verdict.after is not None and not work.faults:
-        undecided = [n for n, node in work.nodes.items() if node.condition and n not in work.frozen]
-        check_status_reads(verdict.after, work, undecided)
+        check_status_reads(state.plan, verdict.after, work)
 
 
 # ---------------------------------------------------------------- the event and the preview
@@ -409,8 +406,7 @@ def _warn(state: RunState, work: Draft, verdict: Verdict) -> None:
     if verdict.cancelled:
         verdict.warnings.append(f"ends what runs: {', '.join(verdict.cancelled)}")
     moved = verdict.added or verdict.revived or verdict.cancelled or (verdict.event and verdict.event.reset)
-    left = sum(_status(state, n) not in SETTLED for n in work.nodes if n not in work.skipped)
-    if not moved and not left:
+    if not moved and all(_status(state, n) in SETTLED or n in work.skipped for n in work.nodes):
         verdict.warnings.append("nothing is left to do")
 
 

@@ -13,7 +13,7 @@ from dagrun.core.names import NodeId
 from dagrun.core.patch import Draft, Rewire
 from dagrun.core.plan import CycleFound, Plan, all_needs, is_bare, near, revise_plan
 from dagrun.core.reading import node_references, reads
-from dagrun.core.workflow import Fault, Workflow
+from dagrun.core.workflow import Fault, Node, Workflow
 
 
 def check_draft(workflow: Workflow, work: Draft) -> None:
@@ -60,8 +60,9 @@ def _readers_of(work: Draft, removed: Iterable[NodeId]) -> set[NodeId]:
     gone = set(removed)
     if not gone:
         return set()
-    conditions = [(name, node.condition) for name, node in work.nodes.items() if "nodes" in node.condition]
-    return {name for name, text in conditions if any(r.path[1] in gone for r in node_references(text))}
+    texts = [(name, node.condition) for name, node in work.nodes.items() if node.condition]
+    likely = [(name, text) for name, text in texts if any(g in text for g in gone)]
+    return {name for name, text in likely if any(r.path[1] in gone for r in node_references(text))}
 
 
 def _blame(work: Draft, name: NodeId) -> int:
@@ -76,6 +77,8 @@ def _blame(work: Draft, name: NodeId) -> int:
 def _check_orphans(work: Draft, used: Iterable[NodeId]) -> None:
     stand_ins = set(work.superseded.values())  # the fallback of a lone node is as lone as it was
     for name in work.new:
+        if name in work.revived:
+            continue  # it has the place that it had
         alone = not all_needs(work.nodes[name]) and not work.dependents(name)
         if alone and name not in used and name not in stand_ins:
             message = f"`{name}` would neither feed nor follow anything"
@@ -124,24 +127,59 @@ def revised(before: Plan, workflow: Workflow, work: Draft) -> Plan | None:
     return None
 
 
-def check_status_reads(plan: Plan, work: Draft, live: Iterable[NodeId]) -> None:
-    """`if` may read the status only of what is settled by then: of ancestors. `live` are still undecided."""
-    readers = [name for name in live if "nodes" in plan.nodes[plan.index[name]].condition]
-    if not readers:
-        return
-    touched = {plan.index[n] for n in work.touched if n in plan.index}
-    affected = touched | plan.below(touched)
-    for name in readers:
+def check_status_reads(before: Plan, plan: Plan, work: Draft) -> None:
+    """`if` may read the status only of what is settled by then: of ancestors.
+
+    Only nodes that are new, have another `if`, or follow from one that lost an ancestor are looked at.
+    """
+    loose = [
+        plan.index[n] for n, node in work.changed.items() if n in work.before and _loosened(before, plan, work, node)
+    ]
+    affected = {plan.ids[i] for i in {*loose, *plan.below(loose)}}
+    for name, node in work.changed.items():
+        old = work.before.get(name)
+        if old is None or old.condition != node.condition:
+            affected.add(name)
+    for name in sorted(affected - work.frozen):
         i = plan.index[name]
-        if i not in affected:
+        if "nodes" not in plan.nodes[i].condition:
             continue
-        above: set[int] | None = None
         for ref in node_references(plan.nodes[i].condition):
-            above = plan.upstream(i) if above is None else above
-            if plan.index.get(ref.path[1]) not in above:
+            read = plan.index.get(ref.path[1])
+            if read is not None and not _is_above(plan, read, i):
                 message = f"`{ref.path[1]}` may not be settled when the `if` of `{name}` is decided"
                 hint = f"let `{name}` need it, or change its `if` in the same patch"
                 work.fault(_blame(work, name), "", "not-upstream", message, hint)
+
+
+def _loosened(before: Plan, plan: Plan, work: Draft, node: Node) -> bool:
+    """Whether a changed node lost an ancestor that is still there."""
+    i = plan.index[node.id]
+    todo = list(set(before.needs[before.index[node.id]]) - set(plan.needs[i]))
+    seen = set(todo)
+    while todo:
+        need = todo.pop()
+        name = before.ids[need]
+        if name in work.removed or name in work.superseded:  # what it waited for counts instead
+            todo += [n for n in before.needs[need] if n not in seen]
+            seen.update(before.needs[need])
+        elif not _is_above(plan, need, i):
+            return True
+    return False
+
+
+def _is_above(plan: Plan, ancestor: int, node: int) -> bool:
+    """Whether one node is an ancestor of another; looks only at the waves between them."""
+    lowest = plan.wave[ancestor]
+    todo, seen = [node], {node}
+    while todo:
+        for need in plan.needs[todo.pop()]:
+            if need == ancestor:
+                return True
+            if need not in seen and plan.wave[need] > lowest:
+                seen.add(need)
+                todo.append(need)
+    return False
 
 
 def check_rewired(work: Draft, at: int, operation: Rewire) -> None:

@@ -432,8 +432,7 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
     interrupted = outcome is Outcome.CANCELLED and state.stop is not None and state.stop.cause in INTERRUPTS
     if interrupted and node.idempotent:
         state.tries_base[i] = state.tries_base.get(i, 0) + 1
-        _set(state, i, Status.PENDING)
-        _needs_met(state, i)
+        _wait_for_needs(state, i)
         return
     if outcome is Outcome.CANCELLED and not interrupted:
         state.reasons[i] = event.error
@@ -442,13 +441,15 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
     if outcome is Outcome.LOST:
         state.lost[i] = state.lost.get(i, 0) + 1
         if node.idempotent and state.lost[i] <= LOST_BUDGET:
-            _set(state, i, Status.PENDING)
-            _needs_met(state, i)
+            _wait_for_needs(state, i)
             return
     elif node.idempotent or outcome is not Outcome.TIMED_OUT:
         tries = len(state.attempts[i]) - state.tries_base.get(i, 0) - state.lost.get(i, 0)
         delay = retry_delay_s(node.retry, outcome, tries, state.created.run_id, node.id, event.attempt)
         if delay is not None:
+            if state.unmet[i]:  # a patch set a need of it back while it ran
+                _set(state, i, Status.PENDING)
+                return
             _set(state, i, Status.RETRYING)
             heappush(state.waking, (state.now_m + delay, i))
             return
@@ -461,15 +462,20 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
     _settle(state, i, Status.FAILED)
 
 
+def _wait_for_needs(state: RunState, i: int) -> None:
+    """A node that ran is to run again: at once, unless a patch set one of its needs back meanwhile."""
+    _set(state, i, Status.PENDING)
+    if not state.unmet[i]:
+        _needs_met(state, i)
+
+
 def _after_cancel(state: RunState, i: int, becomes: Status) -> None:
     """A running node that a patch ended: out of the graph, settled, or on to its next attempt."""
     if i in state.removed:
         state.node_status[i] = Status.CANCELLED
     elif becomes is Status.PENDING:
         state.tries_base[i] = len(state.attempts[i]) - state.lost.get(i, 0)
-        _set(state, i, Status.PENDING)
-        if not state.unmet[i]:
-            _needs_met(state, i)
+        _wait_for_needs(state, i)
     else:
         _settle(state, i, becomes)
 
@@ -522,6 +528,8 @@ def _review_decided(state: RunState, event: ReviewDecided) -> None:
         )
     if event.decision == "skip":
         state.skips[i], state.reasons[i] = "patch", text
+        if event.outputs:
+            state.outputs[i] = event.outputs
         _settle(state, i, Status.SKIPPED)
         return
     state.reasons[i] = "" if approved and not escalated else text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Literal
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from dagrun.core.event import (
     decode,
     encode,
 )
-from dagrun.core.names import SETTLED, Outcome, RunStatus, Schedule, Status
+from dagrun.core.names import SETTLED, Json, Outcome, RunStatus, Schedule, Status
 from dagrun.core.patch import (
     Alternative,
     Fallback,
@@ -122,18 +123,18 @@ def runs(state: RunState, i: int) -> bool:
         return False
     nodes = {name: {"status": status} for name, status in statuses(state).items()}
     view = ex.StatusView(success=success, failure=bool(state.tainted[i]))
-    return ex.truthy(ex.evaluate(tree, ex.Scope(status=view, nodes=nodes)))  # type: ignore[arg-type]
+    return ex.truthy(ex.evaluate(tree, ex.Scope(status=view, nodes=nodes)))
 
 
-@dataclass(repr=False)
 class Run:
     """A run in virtual time that patches may come to at any moment."""
 
-    state: RunState
-    draw: st.DrawFn
-    seen: list[tuple[Event, float]] = field(default_factory=list)
-    now: float = 0.0
-    admitted: int = 0
+    def __init__(self, state: RunState, draw: st.DrawFn) -> None:
+        self.state = state
+        self.draw = draw
+        self.seen: list[tuple[Event, float]] = []
+        self.now = 0.0
+        self.admitted = 0
 
     def __repr__(self) -> str:
         nodes = [{"id": n.id, **node_to_json(n)} for n in self.state.workflows[0].nodes.values()]
@@ -208,8 +209,8 @@ class Run:
     def end(self, i: int, outcome: Outcome) -> None:
         """A running attempt ends."""
         name, number = self.state.plan.ids[i], self.state.running[i].number
-        outputs = {"out": {"v": number}} if outcome is Outcome.COMPLETED else {}
-        self.fold(AttemptFinished(node=name, attempt=number, outcome=outcome, outputs=outputs))  # type: ignore[arg-type]
+        outputs: dict[str, Json] = {"out": {"v": number}} if outcome is Outcome.COMPLETED else {}
+        self.fold(AttemptFinished(node=name, attempt=number, outcome=outcome, outputs=outputs))
 
     def end_some(self) -> None:
         if self.state.running:
@@ -220,7 +221,8 @@ class Run:
         """A human decides about something that waits."""
         if self.state.reviews:
             i = self.draw(st.sampled_from(sorted(self.state.reviews)))
-            decision = self.draw(st.sampled_from(["approve", "reject", "skip"]))
+            decisions: list[Literal["approve", "reject", "skip"]] = ["approve", "reject", "skip"]
+            decision = self.draw(st.sampled_from(decisions))
             self.fold(ReviewDecided(node=self.state.plan.ids[i], decision=decision))
 
     def crash(self) -> None:
@@ -236,7 +238,7 @@ class Run:
     def patch(self) -> Verdict:
         """A random patch: admitted whole or without a trace."""
         state = self.state
-        patch = Patch(operations=tuple(self.draw(st.lists(operations(state), min_size=1, max_size=3))))
+        patch = Patch(operations=tuple(self.draw(st.lists(operations(state), min_size=1, max_size=2))))
         before = (statuses(state), state.plan, dict(state.plan.workflow.nodes))
         verdict = admit(state, patch, by="ann")
         assert before == (statuses(state), state.plan, dict(state.plan.workflow.nodes))
@@ -248,7 +250,8 @@ class Run:
     def admit(self, verdict: Verdict) -> None:
         state, new = self.state, verdict.event
         assert new is not None
-        old = {name: (state.plan.workflow.nodes[name], s) for name, s in statuses(state).items() if name in state.plan.workflow.nodes}
+        nodes = state.plan.workflow.nodes
+        old = {name: (nodes[name], status) for name, status in statuses(state).items() if name in nodes}
         used = set(state.plan.ids)
         self.fold(new)
         self.admitted += 1
@@ -264,7 +267,7 @@ class Run:
         back = set(verdict.revived)
         now = statuses(state)
         for name, (_, status) in old.items():
-            if status == "skipped" and name in now and name not in new.reset and name in state.plan.workflow.nodes:
+            if status == "skipped" and name not in {*new.reset, *new.superseded} and name in state.plan.workflow.nodes:
                 assert (now[name] != "skipped") == (name in back), f"{name}: the preview is wrong"
 
     def to_the_end(self) -> None:
@@ -298,7 +301,8 @@ def flows(draw: st.DrawFn) -> Workflow:
     nodes: dict[str, Node] = {}
     for i in range(n):
         before = list(nodes)
-        needs = draw(st.lists(st.sampled_from(before), unique=True, max_size=2)) if before else []
+        some = st.lists(st.sampled_from(before), unique=True, max_size=2) if before else st.just(list[str]())
+        needs = draw(some)
         nodes[f"n{i}"] = _node(draw, f"n{i}", needs, [b for b in before if nodes[b].review is None])
     templates = {
         "spare": Node(id="spare", run="spare", on_failure=OnFailure(fallback="last")),
@@ -316,7 +320,7 @@ def flows(draw: st.DrawFn) -> Workflow:
 
 def _node(draw: st.DrawFn, name: str, needs: list[str], producers: list[str]) -> Node:
     inputs: dict[str, Input] = {}
-    if producers and draw(st.booleans()):
+    if len(producers) > 0 and draw(st.booleans()):
         source = draw(st.sampled_from(producers))
         inputs["x"] = Input(expression=f"nodes.{source}.out", optional=draw(st.booleans()))
     condition = draw(st.sampled_from(["", "", "", "always()", "failure()"]))
@@ -369,9 +373,8 @@ def operations(draw: st.DrawFn, state: RunState) -> Operation:
         case 7:
             return Fallback(id=name, node=Node(id="t", run="t"), cancel_running=cancel)
         case 8:
-            return draw(
-                st.sampled_from([Rerun(id=name, cancel_running=cancel), SetLimits(parallel=2), SetLimits(resources={"gpu": 3})])
-            )
+            limits = SetLimits(parallel=2) if draw(st.booleans()) else SetLimits(resources={"gpu": 3.0})
+            return Rerun(id=name, cancel_running=cancel) if draw(st.booleans()) else limits
         case _:
             exits = (fresh,)
             return Alternative(blocked=tuple(draw(some)), nodes={fresh: made}, exits=exits, cancel_running=cancel)
@@ -388,7 +391,7 @@ def begin(draw: st.DrawFn, workflow: Workflow) -> Run:
 def patched_runs(draw: st.DrawFn) -> Run:
     """A run after random events and patches, in any order."""
     run = begin(draw, draw(flows().filter(lambda w: not check(w))))
-    for step in draw(st.lists(st.sampled_from("ttteeeppprc"), max_size=24)):
+    for step in draw(st.lists(st.sampled_from("tttteeepppprc"), min_size=4, max_size=20)):
         if run.state.ended is not None and step in "te":
             run.crash()
         match step:
