@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dagrun.core.event import FORMAT, EngineAttached, NodeAdopted, RunCreated  # noqa: E402
+from dagrun.core.evolve import evolve
 from dagrun.core.patch import Insert, Modify, Patch  # noqa: E402
 from dagrun.core.plan import compile_plan  # noqa: E402
 from dagrun.core.replan import admit  # noqa: E402
-from dagrun.core.state import RunState, evolve, new_state  # noqa: E402
+from dagrun.core.state import RunState, new_state  # noqa: E402
 from dagrun.core.workflow import Node, Workflow  # noqa: E402
 from dagrun.engine.submit import submit  # noqa: E402
 from dagrun.store.history import Follower  # noqa: E402

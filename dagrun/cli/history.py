@@ -100,8 +100,9 @@ def _adopted(found: list[Entry], waiting: dict[int, int], revision: int, at: flo
 def replayed(run: RunDir) -> Iterator[tuple[float, Event, RunState]]:
     """Each event of a run with its wall time and the state *before* it, which is folded on in place."""
     from dagrun.core.event import RunCreated, decode
+    from dagrun.core.evolve import evolve
     from dagrun.core.plan import compile_plan
-    from dagrun.core.state import evolve, new_state
+    from dagrun.core.state import new_state
     from dagrun.store.history import load_workflow
     from dagrun.store.journal import Journal
 
@@ -173,8 +174,8 @@ def _show_diff(settings: Settings, run: RunDir, revision: int) -> None:
 
 def _change_of_revision(run: RunDir, revision: int) -> Change:
     """What one revision changed, with the statuses that nodes had then. Raises NotFoundError."""
+    from dagrun.core.evolve import evolve
     from dagrun.core.names import Status
-    from dagrun.core.state import evolve
     from dagrun.view.preview import Change
 
     head = 1

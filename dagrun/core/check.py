@@ -75,7 +75,8 @@ def check_template(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
 def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults: list[Fault]) -> None:
     if wanted.fallback and wanted.fallback not in workflow.templates:
         message = f"there is no template `{wanted.fallback}`"
-        hint = near(wanted.fallback, workflow.templates) or f"declare it at the top: templates: {{{wanted.fallback}: …}}"
+        hint = near(wanted.fallback, workflow.templates)
+        hint = hint or f"declare it at the top: templates: {{{wanted.fallback}: …}}"
         faults.append(Fault(("nodes", node.id, "on_failure", "fallback"), "unknown-template", message, hint))
         return
     stand_in = workflow.templates[wanted.fallback] if wanted.fallback else wanted.fallback_node

@@ -14,11 +14,12 @@ from typing import Literal, NamedTuple, TypeAlias
 from dagrun.core import expression as ex
 from dagrun.core.decide import Append, Escalate, Finish, Room, Start, Stuck, decide
 from dagrun.core.event import AttemptFinished, EscalationFailed, NodeSkipped, ReviewRequested
+from dagrun.core.evolve import evolve
 from dagrun.core.names import SETTLED, Json, NodeId, Outcome, Status
 from dagrun.core.patch import Patch, Trigger
 from dagrun.core.plan import input_sources
 from dagrun.core.replan import admit, chain_length, fallback_patch
-from dagrun.core.state import InvalidTransition, RunState, evolve
+from dagrun.core.state import InvalidTransition, RunState
 from dagrun.core.tree import Call, Logical, Not, functions_used
 from dagrun.core.workflow import Fault, Input, Node, OnFailure, Output, Workflow
 

@@ -15,10 +15,11 @@ from typing import Literal, TypeAlias
 
 from dagrun.core import expression as ex
 from dagrun.core.event import FORMAT, AttemptFinished, NodeAdopted, NodeSkipped, RunCreated
+from dagrun.core.evolve import evolve
 from dagrun.core.names import Json, NodeId, Outcome, Schedule, Status
 from dagrun.core.plan import Plan, all_needs, compile_plan, is_bare
 from dagrun.core.pretend import Play, Replan, Step, Values, sunk_nodes, values_of
-from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.state import RunState, new_state
 from dagrun.core.workflow import NO_RETRY, Node, Workflow
 
 Ends: TypeAlias = Literal["completed", "failed", "needs_review"]

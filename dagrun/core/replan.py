@@ -34,8 +34,9 @@ from dagrun.core.patch import (
 )
 from dagrun.core.patchlimits import check_limits, present_wave
 from dagrun.core.plan import Plan, all_needs
+from dagrun.core.revise import becomes, revived_by
 from dagrun.core.soundness import check_draft, check_rewired, check_status_reads, revised
-from dagrun.core.state import RunState, becomes, revived_by
+from dagrun.core.state import RunState
 from dagrun.core.workflow import Fault, Limits, Node, node_to_json
 
 Actor: TypeAlias = Literal["human", "declared", "node"]  # who made a patch; `declared` = on_failure of the author

@@ -16,7 +16,7 @@ else:
 
     def value(*, frozen: bool, slots: bool, kw_only: bool):
         """The decorator; its words are those of `dataclasses.dataclass` and all have to be True."""
-        assert frozen and slots and kw_only
+        assert all((frozen, slots, kw_only))
 
         def make(cls):
             made = dataclass(slots=True, kw_only=True, repr=False, eq=False, match_args=False)(cls)

@@ -71,10 +71,13 @@ def run_context(bench: Workbench) -> dict[str, Json]:
     return {"id": bench.run_id, "workflow": bench.workflow, "dir": bench.project}
 
 
+_GIVING = frozenset({Status.COMPLETED, Status.SKIPPED})  # a human who skips a node may give its outputs
+
+
 def node_values(bench: Workbench, state: RunState, name: NodeId) -> dict[str, Json]:
     """What a node gives to those that declared it: its outputs by name, and `status`."""
     i = state.plan.index[name]
-    refs = state.outputs.get(i, {}) if state.node_status[i] is Status.COMPLETED else {}
+    refs = state.outputs.get(i, {}) if state.node_status[i] in _GIVING else {}
     values: dict[str, Json] = {}
     for key, ref in refs.items():
         assert isinstance(ref, dict)

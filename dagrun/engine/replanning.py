@@ -129,7 +129,8 @@ def patch_from_node(state: RunState, node: NodeId, data: bytes) -> list[Event]:
 
 def _new_commands(state: RunState, patch: Patch) -> list[NodeId]:
     """Nodes of a patch whose command is not the author's: neither a template's nor the node's own."""
-    known = {t.run for t in state.plan.workflow.templates.values()} | {n.run for n in state.plan.workflow.nodes.values()}
+    workflow = state.plan.workflow
+    known = {node.run for node in (*workflow.templates.values(), *workflow.nodes.values())}
     found: list[NodeId] = []
     for operation in patch.operations:
         match operation:

@@ -1,4 +1,9 @@
-"""One engine session: make a run or take one up, work on it, let go. Also the request to cancel."""
+"""One engine session: make a run or take one up, work on it, let go.
+
+Knows what has to be there before the loop can turn and what has to go after it; nothing of its turns.
+Invariants: whatever can be refused is refused before a run exists; the lock of a run is held from
+before its first record until nothing that was started is alive; a run that never began leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +15,26 @@ from dataclasses import dataclass, field, replace
 from time import monotonic, time
 
 from dagrun import __version__
-from dagrun.core.decide import EXIT_CODES, Room
-from dagrun.core.event import (
-    FORMAT,
-    AttemptFinished,
-    EngineAttached,
-    Event,
-    NodeAdopted,
-    NodeSkipped,
-    RunCreated,
-    RunEnded,
-    StopRequested,
-    Warned,
-    decode,
-    encode,
-)
-from dagrun.core.mask import Masker
-from dagrun.core.names import Json, NodeId, Outcome, RunStatus, Status
+from dagrun.core.decide import Room
+from dagrun.core.event import FORMAT, EngineAttached, Event, NodeAdopted, NodeSkipped, RunCreated, Warned, encode
+from dagrun.core.evolve import evolve
+from dagrun.core.names import Json, NodeId, RunStatus, Status
 from dagrun.core.plan import Plan, compile_plan, input_sources, near
 from dagrun.core.selection import select
-from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.state import RunState, new_state
 from dagrun.core.workflow import Workflow, workflow_to_json
-from dagrun.engine.attempt import mask_file
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.observer import Observer
+from dagrun.engine.recovery import catch_up, mark_lost, name_logs, reap
+from dagrun.engine.recovery import request_cancel as request_cancel
 from dagrun.engine.runner import Runner
 from dagrun.engine.secrets import masker, resolve
-from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem, RunLockedError
-from dagrun.sandbox.deadrun import reap_dead_run
-from dagrun.sandbox.logpool import recover
+from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem
 from dagrun.sandbox.procs import boot_id
 from dagrun.sandbox.watchdog import EngineSide
 from dagrun.store.context import ContextStore
-from dagrun.store.disk import disk_fault, write_atomic
+from dagrun.store.disk import write_atomic
 from dagrun.store.history import History, exists, load_state
 from dagrun.store.journal import Journal
 from dagrun.store.lock import Lock
@@ -281,17 +272,17 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         if state.status is RunStatus.COMPLETED:
             remove_exchange(exchange_path(run))  # a kill after the last record leaves it
             return Ended(run, state, state.status, 0)
-        killed = _reap(run, state)
+        killed = reap(run, state)
         workflow = state.plan.workflow
         project = state.created.project if os.path.isdir(state.created.project) else options.project
         secrets = resolve(workflow, project, os.environ)
         room = make_room(workflow, options)
         _check_room(workflow, room)
-        _name_logs(run, state, masker(secrets))
-        _catch_up(journal, state)
+        name_logs(run, state, masker(secrets))
+        catch_up(journal, state)
         try:
             revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
-            events: list[Event] = [_attach(room, revive=revive), *_lost(state)]
+            events: list[Event] = [_attach(room, revive=revive), *mark_lost(state)]
             journal.write([encode(e) for e in events], epoch=journal.epoch + 1)
         finally:
             journal.end()
@@ -304,49 +295,6 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         return _work(run, lock, state, journal, secrets, room, observer, side, notes)
     finally:
         lock.release()
-
-
-def _catch_up(journal: Journal, state: RunState) -> None:
-    """Take the journal's lock and fold what others appended since it was read; `journal.end` lets go."""
-    for record in journal.begin():
-        for event in map(decode, record.events):
-            evolve(state, event, record.t, record.m)
-
-
-def _reap(run: RunDir, state: RunState) -> list[str]:
-    """Kill what is alive of a dead run, whose lock we hold; the names of what was killed."""
-    boot = state.engine.boot_id if state.engine is not None else ""
-    recorded = [(a.pid, a.ticks, boot) for a in state.running.values() if a.pid]
-    return reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
-
-
-def _name_logs(run: RunDir, state: RunState, mask: Masker) -> None:
-    """Give the logs of the attempts that died with their engine their names, and mask what nobody masked."""
-    slots = [(a.slot, state.plan.ids[i], a.number) for i, a in state.running.items() if a.slot >= 0]
-    try:
-        for name in recover(run.nodes, slots):
-            if mask:
-                fd = os.open(f"{run.nodes}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    mask_file(mask, fd)
-                finally:
-                    os.close(fd)
-    except OSError as error:
-        raise disk_fault("can't name the logs in", run.nodes, error) from error
-
-
-def _lost(state: RunState) -> list[Event]:
-    """The end of every attempt that was open when its engine died."""
-    return [
-        AttemptFinished(
-            node=state.plan.ids[i],
-            attempt=attempt.number,
-            outcome=Outcome.LOST,
-            error="dagrun died while it ran"
-            + ("" if state.plan.nodes[i].idempotent else "; its effect is unknown and it is not idempotent"),
-        )
-        for i, attempt in state.running.items()
-    ]
 
 
 # ---------------------------------------------------------------- both
@@ -383,73 +331,14 @@ def _work(
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
     os.chdir(project)
-    runner = Runner(
-        state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side
-    )
+    runner = Runner(state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side)
     if room.parallel == most_at_once():
         notes = [*notes, f"few files may be open at a time (ulimit -n), so only {room.parallel} nodes run at a time"]
     for note in notes:
-        runner.record(Warned(text=note))
+        runner.scribe.record(Warned(text=note))
     try:
         ended = runner.run()
     finally:
         journal.close()
         remove_exchange(exchange)
     return Ended(run, state, ended.status, ended.exit_code)
-
-
-def request_cancel(run: RunDir, by: str) -> RunStatus:
-    """Ask the engine of a run to cancel it; without an engine the run is cancelled at once.
-
-    The status the run has now: `running` means that its engine was asked. Durable on return.
-    """
-    while True:
-        try:
-            lock = run.lock({})
-        except RunLockedError:
-            lock = None  # its engine is at work: ask it
-        try:
-            status = _cancel(run, by, alone=lock is not None)
-            if status is not None:
-                return status
-        finally:
-            if lock is not None:
-                lock.release()
-
-
-def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
-    """The status after the request; None if the engine that was to be asked let go meanwhile."""
-    history = History(run, write=True)
-    state, journal = history.state, history.journal
-    try:
-        if alone:
-            _reap(run, state)
-        _catch_up(journal, state)
-        try:
-            if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
-                return state.status
-            if state.ended is not None and not alone:
-                return None
-            events: list[Event] = [StopRequested(cause="cancel", mode="now", by=by)]
-            if alone:
-                _name_logs(run, state, _masker_at_hand(state))
-                status, reason = RunStatus.CANCELLED, f"cancelled by {by}"
-                events += [*_lost(state), RunEnded(status=status, exit_code=EXIT_CODES[status], reason=reason)]
-            journal.write([encode(e) for e in events])
-        finally:
-            journal.end()
-        journal.sync()
-        if not alone:
-            return RunStatus.RUNNING
-        remove_exchange(exchange_path(run))
-        return RunStatus.CANCELLED
-    finally:
-        history.close()
-
-
-def _masker_at_hand(state: RunState) -> Masker:
-    """What hides the secrets of a run; nothing where they can't be had: that must not keep a run alive."""
-    try:
-        return masker(resolve(state.plan.workflow, state.created.project, os.environ))
-    except InputError:
-        return masker({})

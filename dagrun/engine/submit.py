@@ -36,7 +36,9 @@ class Submitted:
     engine_alive: bool
 
 
-def preview(run: RunDir, make: Callable[[RunState], Patch], *, by: str, undoes: int = 0) -> tuple[RunState, Patch, Verdict]:
+def preview(
+    run: RunDir, make: Callable[[RunState], Patch], *, by: str, undoes: int = 0
+) -> tuple[RunState, Patch, Verdict]:
     """What a patch would do to the head of a run; nothing is written."""
     state = load_state(run)
     patch = make(state)

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 from dagrun.core.event import Event, RunCreated, decode
+from dagrun.core.evolve import evolve
 from dagrun.core.names import RunStatus
 from dagrun.core.plan import compile_plan
-from dagrun.core.state import InvalidTransition, RunState, evolve, new_state
+from dagrun.core.state import InvalidTransition, RunState, new_state
 from dagrun.core.workflow import Workflow, workflow_from_json
 from dagrun.errors import JournalError, NotFoundError
 from dagrun.store.journal import Journal, Record

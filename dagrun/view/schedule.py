@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from dagrun.core import expression as ex
 from dagrun.core.decide import Append, Finish, Room, Start, decide
 from dagrun.core.event import AttemptFinished, EngineAttached, NodeSkipped, NodeStarted, RunCreated
+from dagrun.core.evolve import evolve
 from dagrun.core.functions import truthy
 from dagrun.core.names import Json, NodeId, Outcome, Schedule, Status
-from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.state import RunState, new_state
 from dagrun.core.trace import node_reason
 from dagrun.errors import BugError
 

@@ -28,9 +28,10 @@ from dagrun.core.event import (
     StopRequested,
     encode,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import SETTLED, Outcome, RunStatus, Schedule, Status
 from dagrun.core.plan import Plan, compile_plan
-from dagrun.core.state import RunState, evolve, new_state, signature, succeeded
+from dagrun.core.state import RunState, new_state, signature, succeeded
 from dagrun.core.workflow import Limits, Node, Retry, Workflow, node_to_json
 
 OK, FAILED, TIMED_OUT, CANCELLED, LOST = (

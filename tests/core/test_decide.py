@@ -23,9 +23,10 @@ from dagrun.core.decide import (
     next_wake,
 )
 from dagrun.core.event import EngineAttached, NodeCancelled, NodeSkipped, RunEnded, StopCause, StopRequested
+from dagrun.core.evolve import evolve
 from dagrun.core.names import Outcome, RunStatus, Schedule, Status
 from dagrun.core.plan import Plan
-from dagrun.core.state import RunState, evolve
+from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Retry
 from tests.core.strategies import CANCELLED, FAILED, OK, begin, ended, facts, flow, fold, ran, started
 

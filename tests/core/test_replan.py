@@ -21,6 +21,7 @@ from dagrun.core.event import (
     RevisionAdopted,
     RunEnded,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import Outcome, RunStatus, Schedule, Status
 from dagrun.core.patch import (
     Alternative,
@@ -37,7 +38,7 @@ from dagrun.core.patch import (
 )
 from dagrun.core.plan import compile_plan
 from dagrun.core.replan import Verdict, admit, chain_length, refusal, stale_base
-from dagrun.core.state import InvalidTransition, RunState, evolve
+from dagrun.core.state import InvalidTransition, RunState
 from dagrun.core.undo import inverse
 from dagrun.core.workflow import Input, Limits, Node, OnFailure, Output, Review, Workflow
 from dagrun.core.workflow import Retry as RetryPolicy

@@ -27,6 +27,7 @@ from dagrun.core.event import (
     decode,
     encode,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import SETTLED, Json, Outcome, RunStatus, Schedule, Status
 from dagrun.core.patch import (
     Alternative,
@@ -46,7 +47,7 @@ from dagrun.core.patch import (
 from dagrun.core.plan import compile_plan
 from dagrun.core.reading import node_references
 from dagrun.core.replan import Verdict, admit, chain_length, fallback_patch
-from dagrun.core.state import RunState, evolve, new_state, signature, succeeded
+from dagrun.core.state import RunState, new_state, signature, succeeded
 from dagrun.core.undo import inverse
 from dagrun.core.workflow import Input, Limits, Node, OnFailure, Output, Review, Workflow, node_to_json
 from dagrun.core.workflow import Retry as RetryPolicy

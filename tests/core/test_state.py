@@ -16,9 +16,10 @@ from dagrun.core.event import (
     StopRequested,
     Warned,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import LOST_BUDGET, Outcome, RunStatus, Schedule, Status
 from dagrun.core.plan import Plan
-from dagrun.core.state import InvalidTransition, evolve, heap_top, story
+from dagrun.core.state import InvalidTransition, heap_top, story
 from dagrun.core.workflow import Node, Retry
 from tests.core.strategies import (
     CANCELLED,

@@ -24,9 +24,10 @@ from dagrun.core.event import (
     RunCreated,
     RunEnded,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import Outcome, RunStatus, Schedule, Status
 from dagrun.core.plan import compile_plan
-from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.state import RunState, new_state
 from dagrun.core.trace import (
     cause,
     entry_to_json,

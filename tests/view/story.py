@@ -14,9 +14,10 @@ from dagrun.core.event import (
     RunEnded,
     StopRequested,
 )
+from dagrun.core.evolve import evolve
 from dagrun.core.names import Outcome, RunStatus, Schedule
 from dagrun.core.plan import compile_plan
-from dagrun.core.state import RunState, evolve, new_state
+from dagrun.core.state import RunState, new_state
 from dagrun.core.workflow import Node, Retry, Workflow
 
 BEGIN = 1_700_000_000.0
