@@ -258,7 +258,7 @@ def go_on(settings: Settings, run: str) -> None:
 def cancel(ctx: typer.Context, run: str = ARGUMENT) -> None:
     """End a run for good: what runs is ended, what waits is not started. It can still be resumed."""
     from dagrun.core.names import RunStatus
-    from dagrun.engine.session import request_cancel
+    from dagrun.engine.recovery import request_cancel
     from dagrun.store.rundir import find_run
 
     settings: Settings = ctx.obj

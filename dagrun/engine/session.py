@@ -27,7 +27,6 @@ from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.observer import Observer
 from dagrun.engine.recovery import catch_up, mark_lost, name_logs, reap
-from dagrun.engine.recovery import request_cancel as request_cancel
 from dagrun.engine.runner import Runner
 from dagrun.engine.secrets import masker, resolve
 from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem

@@ -27,7 +27,8 @@ from dagrun.core.names import Outcome, Schedule
 from dagrun.core.trace import trace_to_json
 from dagrun.core.workflow import Input, Limits, Node, Output, Retry, Workflow
 from dagrun.engine.observer import Silent
-from dagrun.engine.session import Options, execute, request_cancel, resume
+from dagrun.engine.recovery import request_cancel
+from dagrun.engine.session import Options, execute, resume
 from dagrun.sandbox.watchdog import EngineSide, run_under_watchdog
 from dagrun.store.history import load_state
 from dagrun.store.rundir import RunDir, find_run
