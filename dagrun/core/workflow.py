@@ -142,8 +142,9 @@ class Node:
     Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its
     text needs one) or an argv tuple (never a shell). `timeout_s` bounds one attempt, `grace_s` is
     the time between SIGTERM and SIGKILL. `resources` are reservations by name: `cpu` in cores,
-    `memory` in bytes, any other in units; `output_bytes` caps what an attempt may write to stdout and stderr together. `estimate_s` is
-    the author's guess of its duration (0: none): it orders ready nodes and feeds `dagrun plan`.
+    `memory` in bytes, any other in units; `output_bytes` caps what an attempt may write to stdout and
+    stderr together. `estimate_s` is the author's guess of its duration (0: none): it orders ready
+    nodes and feeds `dagrun plan`.
     """
 
     id: NodeId

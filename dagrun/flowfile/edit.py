@@ -79,9 +79,10 @@ def apply_to_file(
     _refuse(made, work.faults)
     _settle(work)
     after = replace(workflow, nodes=work.nodes, limits=work.limits)
-    check_draft(after, work)
-    _refuse(made, work.faults)
     after = _with_edits(after, made, base_dir, defaults)
+    check_draft(after, work)
+    # alone in a run, a new node is a mistake; in a file it is as good as any other
+    _refuse(made, [f for f in work.faults if f.code != "orphan"])
     problems = [
         Problem(code=f.code, message=f"afterwards: {f.message}", file=workflow.file, hint=f.hint)
         for f in check(after)
@@ -207,6 +208,8 @@ class _Edit:
         old, new = (_top_document(w) for w in (self._before, self._after))
         items = self._mark.items or {}
         groups = ["nodes", "templates"] if "templates" in items and self._after.templates else ["nodes"]
+        for key in groups:  # what is deeper comes first: at the end of the file both have the same place
+            self._group(key, getattr(self._before, key), getattr(self._after, key))
         old, new = ({k: v for k, v in top.items() if k not in groups} for top in (old, new))
         added = {k: v for k, v in new.items() if k not in items and (k not in old or not same(old[k], v))}
         if "templates" in added:
@@ -216,8 +219,6 @@ class _Edit:
         self._surgery.mapping(self._mark, *here)
         self._put_keys(first, last=False)
         self._put_keys({k: v for k, v in added.items() if k not in first}, last=True)
-        for key in groups:
-            self._group(key, getattr(self._before, key), getattr(self._after, key))
 
     def _put_keys(self, added: Mapping[str, Json], *, last: bool) -> None:
         """New keys of the whole file: at its end, or those that people look for above the nodes."""
@@ -247,12 +248,16 @@ class _Edit:
                 mark = items[name][2]
                 self._surgery.own(mark, items[name][1])
                 self._surgery.mapping(mark, *self._documents(before[name], node))
-        self._surgery.delete(holder, gone)
         if self._surgery.is_flow(holder):
             added: dict[str, Json] = {name: self._fresh(after[name]) for name in new}
+            if len(gone) == len(items):
+                self._surgery.renew(holder, added)
+                return
+            self._surgery.delete(holder, gone)
             if added:
                 self._surgery.append(holder, added, gone)
             return
+        self._surgery.delete(holder, gone)
         self._put(holder, after, new)
 
     def _put(self, holder: Mark, after: Mapping[NodeId, Node], new: list[NodeId]) -> None:

@@ -224,8 +224,8 @@ class Builder:
         }
         self.written = cast(Json, {kind: kept})
 
-    def _node(self, path: Path, name: NodeId, made: NodeFile, documents: Documents | NoDocuments | None = None) -> Node:
-        converter = Converter(documents or self.documents)
+    def _node(self, path: Path, name: NodeId, made: NodeFile) -> Node:
+        converter = Converter(self.documents)
         node = converter.node(path, name, made, self._defaults)
         self.faults += converter.faults
         return node
@@ -288,7 +288,7 @@ class Builder:
         """The node with the changes merged into its long form; None with faults, which lie in the changes."""
         base = cast("dict[str, Value]", tree_of(cast(Json, node_to_document(present, long=True))))
         kept = without(base, unset, (kind, "unset"), self.faults)
-        tree = merged(kept, changes)
+        tree = merged(self._given_back(kind, base, kept, unset, changes), changes)
         found: list[Fault] = []
         made: NodeFile | None = None
         try:
@@ -299,27 +299,34 @@ class Builder:
         if not found and made is not None:
             steps = changes.get("on_failure")
             known = named_patches(present) if not (isinstance(steps, dict) and "replan" in steps) else {}
-            node = self._node((kind, "set"), present.id, made, KnownDocuments(self.documents, known))
-            self._given_back(kind, node, base, unset, changes)
+            converter = Converter(KnownDocuments(self.documents, known))
+            node = converter.node((kind, "set"), present.id, made, Defaults(None))
+            self.faults += converter.faults
             return node
         self.faults += [f._replace(path=(kind, "set", *f.path)) for f in found]
         return None
 
     def _given_back(
-        self, kind: str, node: Node, base: Value, unset: tuple[str, ...], changes: dict[str, Value]
-    ) -> None:
-        """A key that `defaults` of a file gives can't be dropped from one node."""
+        self, kind: str, base: Value, kept: dict[str, Value], unset: tuple[str, ...], changes: dict[str, Value]
+    ) -> dict[str, Value]:
+        """What is dropped from a node of a file falls back to the file's `defaults`, if it was not theirs."""
         if not self._defaults.values:
-            return
-        after = tree_of(cast(Json, node_to_document(node, long=True)))
+            return kept
+        node = Converter(self.documents).node((), "n", NodeFile.model_validate({"run": "true"}), self._defaults)
+        given = tree_of(cast(Json, node_to_document(node, long=True)))
         for at, dotted in enumerate(unset):
             steps = dotted.split(".")
-            if explain.has(changes, steps) or not explain.has(after, steps):
+            if explain.has(changes, steps) or not explain.has(given, steps) or steps[0] == "run":
                 continue
-            if explain.at(after, tuple(steps)) == explain.at(base, tuple(steps)):
+            value = explain.at(given, tuple(steps))
+            if explain.at(base, tuple(steps)) == value:
                 hint = "set another value, or change `defaults`"
                 message = f"`{dotted}` comes from `defaults` of the file"
                 self.faults.append(Fault((kind, "unset", at), "from-defaults", message, hint))
+            for step in reversed(steps):
+                value = {step: value}
+            kept = merged(kept, cast("dict[str, Value]", value))
+        return kept
 
     def _fallback(self, made: FallbackFile, cancel: bool, running: Mapping[str, Json]) -> op.Operation | None:
         wanted: object = made.with_

@@ -60,8 +60,8 @@ class Surgery:
         """Make the mapping at a mark say `new` where `old` says something else; other keys stay."""
         items = self._items(mark)
         gone = [key for key in old if key not in new and key in items]
-        if gone and len(gone) == len(items) and not any(key not in items for key in new):
-            self._replace(mark.start, self._end(mark), "{}")
+        if gone and len(gone) == len(items) and (self.is_flow(mark) or not new):
+            self.renew(mark, dict(new))
             return
         added: dict[str, Json] = {}
         for key, value in new.items():
@@ -134,6 +134,10 @@ class Surgery:
         self.lines(self._next_line(last), [f"{pad}- {emit.scalar(v)}" for v in added])
         return True
 
+    def renew(self, mark: Mark, document: dict[str, Json]) -> None:
+        """Write a whole mapping in brackets anew."""
+        self._replace(mark.start, self._end(mark), self._flow(document))
+
     def delete(self, holder: Mark, keys: list[str]) -> None:
         """Take keys out, with the comments that stand right above them."""
         items = self._items(holder)
@@ -170,9 +174,7 @@ class Surgery:
         if self.is_flow(holder):
             left = [k for k in items if k not in (gone or [])]
             if not left:
-                if items:
-                    raise Unfit(holder.start, "every key of this would be another")
-                self._replace(holder.start, self._end(holder), self._flow(dict(added)))
+                self.renew(holder, dict(added))
                 return
             last = items[left[-1]]
             self._insert_flow(list(items.values()), max(last[1], self._end(last[2])), added)
@@ -296,10 +298,16 @@ class Surgery:
         return 2
 
     def _flow(self, value: Json) -> str:
-        return json.dumps(value, ensure_ascii=False) if self.as_json else emit.flow(value)
+        return _json(value) if self.as_json else emit.flow(value)
 
     def _key(self, key: str) -> str:
-        return json.dumps(key, ensure_ascii=False) if self.as_json else emit.key(key)
+        return _json(key) if self.as_json else emit.key(key)
 
     def _replace(self, start: int, end: int, new: str) -> None:
         self.edits.append((start, end, new))
+
+
+def _json(value: Json) -> str:
+    """JSON on one line; characters that can't be seen as escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -158,7 +158,10 @@ class LineLog:
         if status is Status.CANCELLED or event.outcome is Outcome.CANCELLED:
             return "cancel", why, "yellow"
         if status is not Status.FAILED:
-            return "lost", f"{why}; runs again", "yellow"
+            if event.outcome is Outcome.LOST:
+                return "lost", f"{why}; runs again", "yellow"
+            # What comes of it stands in the lines below: the patch was admitted with the same breath.
+            return "fail", f"{why}; trying its on_failure" if node.on_failure else why, "yellow"
         if node.continue_on_error:
             return "fail", f"{why} (continue_on_error)", "yellow"
         word = "TIMEOUT" if event.outcome is Outcome.TIMED_OUT else "FAIL"

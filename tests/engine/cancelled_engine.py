@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dagrun.core.event import AttemptFinished, Event
 from dagrun.core.state import RunState
 from dagrun.engine.observer import Silent
-from dagrun.engine.session import Options, execute, request_cancel
+from dagrun.engine.recovery import request_cancel
+from dagrun.engine.session import Options, execute
 from dagrun.flowfile.load import read_workflow
 from dagrun.sandbox.watchdog import EngineSide, run_under_watchdog
 from dagrun.store.rundir import find_run

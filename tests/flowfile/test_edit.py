@@ -76,7 +76,7 @@ def styled(workflow: Workflow, style: str) -> bytes:
     if style == "json":
         return json.dumps(document).encode()
     if style == "indented json":
-        return (json.dumps(document, indent=4, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(document, indent=4) + "\n").encode()
     if style == "flow":
         return on_one_line(document).encode()
     text = dump_yaml(document)
@@ -296,9 +296,9 @@ def test_an_example_keeps_every_other_line(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     last = list(read(text.encode()).nodes)[-1]
     got = edited(text, f"{{insert: {{id: zzz, node: {{run: x}}, after: [{last}]}}}}")
-    assert [line for line in got.splitlines() if line in text.splitlines()] == [line for line in text.splitlines()] + (
-        [""] if got.count("\n\n") > text.count("\n\n") else []
-    )
+    new = re.search(r"\n?  zzz:\n    run: x\n    needs: \[[\w-]+\]\n", got)
+    assert new
+    assert got.replace(new[0], "") == text
 
 
 # ---------------------------------------------------------------- defaults, anchors
@@ -361,7 +361,7 @@ def test_a_cycle_is_found() -> None:
 
 def test_wrong_values_of_other_keys_have_places() -> None:
     found = refused(TEXT, "{workflow: {set: {schedule: fast, params: {topic: {typ: x}}}, unset: [nope]}}")
-    assert {(p.code, p.column) for p in found} == {("bad-value", 44), ("unknown-key", 67), ("nothing-to-unset", 87)}
+    assert {(p.code, p.column) for p in found} == {("bad-value", 42), ("unknown-key", 65), ("nothing-to-unset", 84)}
     assert "defaults" in refused(TEXT, "{workflow: {set: {defaults: {timeout: 1s}}}}")[0].message
 
 
