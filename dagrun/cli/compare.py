@@ -85,7 +85,7 @@ def rehearse(
     ctx: typer.Context,
     flow: str = typer.Argument(..., metavar="FLOW", help="The workflow; - reads it from stdin."),
     depth: int = typer.Option(1, "--depth", metavar="N", min=1, max=MAX_DEPTH, help="Failures in a row."),
-    strict: bool = typer.Option(False, "--strict", help="Exit 3 if a failure leaves a hole."),
+    strict: bool = typer.Option(False, "--strict", help="Exit 1 if a failure leaves a hole."),
     param: list[str] = PARAM,
     params: str = PARAMS,
 ) -> None:
@@ -102,8 +102,8 @@ def rehearse(
         emit_json(rehearsal_json(report))
     else:
         emit(rehearsal_text(report, look_for(settings, sys.stdout)).rstrip("\n"))
-    if strict and (report.holes or report.failures or report.idle_templates):
-        raise typer.Exit(3)
+    if strict and report.holes:
+        raise typer.Exit(1)
 
 
 def _declared_patch(document: Json, workflow: Workflow) -> Patch | list[Fault]:
@@ -153,7 +153,15 @@ def export(
 
 def as_it_ran(state: RunState) -> Workflow:
     """The workflow of the last revision, without what was replaced or skipped by a patch."""
+    from dagrun.core.reading import rename_result
+    from dagrun.core.state import standing_for
+
     workflow = state.plan.workflow
+    results = dict(workflow.outputs)
+    for i in state.stand_ins:
+        old = state.plan.ids[i]
+        results = {key: rename_result(text, old, standing_for(state, old)) for key, text in results.items()}
+    workflow = replace(workflow, outputs=results)
     for i, name in enumerate(state.plan.ids):
         status = state.node_status[i]
         by_patch = status is Status.SKIPPED and state.skips.get(i) == "patch"

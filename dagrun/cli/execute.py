@@ -121,7 +121,8 @@ def _execute(settings: Settings, request: _Request, side: EngineSide) -> int:
     _check_junit(request.junit)
     workflow, options = _prepared(request)
     session.check_options(workflow, options)
-    _mention_unfinished(settings, workflow)
+    if request.ui != "quiet" and not settings.quiet:
+        _mention_unfinished(settings, workflow)
     shown = Show(settings, request.ui)
     ended = session.execute(workflow, options, shown.observer, side)
     return _conclude(settings, ended, shown, request.junit)
@@ -179,8 +180,6 @@ def _mention_unfinished(settings: Settings, workflow: Workflow) -> None:
 
 def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str) -> int:
     """The summary on stderr, the results on stdout, the reports; the exit code of the command."""
-    from dagrun.core.trace import totals
-
     final = ended.state.ended
     outputs = resolved(ended.run, final.outputs) if final else {}
     shown.summarize(ended.run, ended.state)
@@ -188,6 +187,8 @@ def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str) -> int:
     if junit:
         code = _write_junit(ended, junit) or code
     if settings.json:
+        from dagrun.core.trace import totals
+
         emit_json(
             {
                 "run_id": ended.run_id,

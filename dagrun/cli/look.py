@@ -68,11 +68,12 @@ def _status_json(run: RunDir, state: RunState, now: RunStatus) -> dict[str, obje
         "run_id": run.id,
         "workflow": state.created.workflow,
         "status": now,
+        "revision": state.plan.revision,
         "exit_code": state.ended.exit_code if state.ended else None,
         "holder": run.lock_holder(),
         "running": [ids[i] for i in state.running],
         "failed": [ids[i] for i in _having(state, Status.FAILED)],
-        "blocked": {ids[i]: why for i, why in _blocked(state)},
+        "blocked": {ids[i]: why for i, why in _blocked(state, now)},
         "totals": totals(state),
     }
 
@@ -81,12 +82,12 @@ def _having(state: RunState, wanted: Status) -> list[int]:
     return [i for i, status in enumerate(state.node_status) if status is wanted]
 
 
-def _blocked(state: RunState) -> list[tuple[int, str]]:
+def _blocked(state: RunState, run_status: RunStatus) -> list[tuple[int, str]]:
     """The nodes that wait, and for what."""
     found = []
     for i, now in enumerate(state.node_status):
         if now is Status.READY:
-            found.append((i, "a free slot" if state.ended is None else "an engine"))
+            found.append((i, "a free slot" if run_status is RunStatus.RUNNING else "an engine"))
         elif now is Status.RETRYING:
             most = state.plan.nodes[i].retry.max_attempts
             found.append((i, f"its next attempt, {len(state.attempts[i]) + 1} of {most}"))
@@ -113,7 +114,9 @@ def _status_text(settings: Settings, run: RunDir, state: RunState, now: RunStatu
     look = look_for(settings, sys.stdout)
     moment = time() if now is RunStatus.RUNNING else None
     took = format_duration(run_duration_ms(state, moment) / 1000)
-    emit(f"{clean(state.created.workflow)} {run.id}  {look.paint.status(str(now), now)}  {took}  wave {_wave(state)}")
+    word = look.paint.status(str(now).replace("_", " "), now)
+    revision = f"  revision {state.plan.revision}" if state.plan.revision > 1 else ""
+    emit(f"{clean(state.created.workflow)} {run.id}  {word}  {took}  wave {_wave(state)}{revision}")
     emit(f"  {counts_text(state.counts) or 'no nodes'}")
     holder = run.lock_holder()
     if holder:
@@ -128,7 +131,7 @@ def _status_text(settings: Settings, run: RunDir, state: RunState, now: RunStatu
     if now is RunStatus.RUNNING:
         ages = [(i, f"{format_duration(time() - a.started_at)}, attempt {a.number}") for i, a in state.running.items()]
         _rows(look, state, "running", ages)
-    _rows(look, state, "waits for", _blocked(state))
+    _rows(look, state, "waits for", _blocked(state, now))
     for line in next_commands(run, state, now):
         emit(f"  {settings.hint(line)}")
 

@@ -31,13 +31,15 @@ _REVISION = typer.Option(None, "--revision", metavar="N", min=1, show_default=Fa
     "plan",
     "dagrun plan flow.yaml\n"
     "dagrun plan flow.yaml -p release=true -j 4\n"
-    "dagrun plan flow.yaml -o mermaid > flow.mmd\n"
+    "dagrun plan flow.yaml --mermaid > flow.mmd\n"
     "dagrun plan last --revision 2",
 )
 def plan(
     ctx: typer.Context,
     what: str = typer.Argument(..., metavar="FILE|RUN", help="A workflow file, or a run."),
     form: str = typer.Option("text", "-o", "--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}."),
+    mermaid: bool = typer.Option(False, "--mermaid", help="The same as --format mermaid."),
+    dot: bool = typer.Option(False, "--dot", help="The same as --format dot."),
     param: list[str] = PARAM,
     params: str = PARAMS,
     parallel: int = PARALLEL,
@@ -48,9 +50,7 @@ def plan(
     Times are medians of earlier runs of the same workflow, or the author's estimates.
     """
     settings: Settings = ctx.obj
-    if form not in FORMATS:
-        raise UsageError(f"--format can't be {form}", hint=f"one of {', '.join(FORMATS)}")
-    form = "json" if settings.json else form
+    form = _chosen_form(form, mermaid=mermaid, dot=dot, json=settings.json)
     if what == "-" or is_flow(what):
         if revision:
             raise UsageError(f"{what} is a file: it has no revisions", hint=f"dagrun plan {what}")
@@ -60,6 +60,18 @@ def plan(
     else:
         made, given = _of_run(what, revision or 0)
     show_plan(settings, made, form, given, parallel)
+
+
+def _chosen_form(form: str, **flags: bool) -> str:
+    """The one of FORMATS that was asked for. Raises UsageError for none such, or several."""
+    if form not in FORMATS:
+        raise UsageError(f"--format can't be {form}", hint=f"one of {', '.join(FORMATS)}")
+    asked = [name for name, given in flags.items() if given]
+    if form != "text" and form not in asked:
+        asked.append(form)
+    if len(asked) > 1:
+        raise UsageError(f"one form at a time, not {' and '.join(asked)}", hint=f"keep one: --format {asked[0]}")
+    return asked[0] if asked else form
 
 
 def _of_file(file: str, pairs: list[str], params_file: str) -> tuple[Plan, dict[str, Json]]:

@@ -17,6 +17,7 @@ import typer
 from dagrun.cli.change import change_run, tell
 from dagrun.cli.compare import flow_of
 from dagrun.cli.console import Settings, emit, emit_json, is_terminal, look_for, say
+from dagrun.cli.editor import Editor
 from dagrun.cli.files import read_file, write_text
 from dagrun.cli.groups import Command, Entry, command, is_flow
 from dagrun.cli.wanted import Operations
@@ -24,6 +25,7 @@ from dagrun.errors import UsageError
 
 if TYPE_CHECKING:
     from dagrun.core.workflow import Workflow
+    from dagrun.engine.submit import Submitted
     from dagrun.store.rundir import RunDir
 
 OWN: Mapping[str, Entry] = {
@@ -151,21 +153,28 @@ def _replan(
         cancel_running=cancel_running,
         message=message,
     )
-    wanted.check()
+    wanted.check(what)
     _check_ways(wanted, what, edit, to)
     if is_flow(what):
         if resume or rebase or base or cancel_running:
             raise UsageError(f"{what} is a file: --resume, --rebase, --base and --cancel-running are for a run")
-        _replan_file(settings, what, wanted, edit, to, write=write, output=output, dry_run=dry_run)
+        if write and output:
+            raise UsageError("--write and -o: choose one", hint=f"--write rewrites {what}, -o leaves it as it is")
+        with Editor(what) as editor:
+            by_hand = editor if edit else None
+            _replan_file(settings, what, wanted, by_hand, to, write=write, output=output, dry_run=dry_run)
         return
     if write or output:
         raise UsageError(f"{what} is a run: --write and -o are for a file", hint=f"its plan: dagrun export {what}")
     from dagrun.store.rundir import find_run
 
     run = find_run(".", what)
-    revision = _document(run, wanted, edit, to, base or 0)
-    wish = wanted.wish(again=_again(run), base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
-    _replan_run(settings, run, wish, resume)
+    with Editor(run.id) as editor:
+        revision = _document(run, wanted, editor if edit else None, to, base or 0)
+        wish = wanted.wish(again=_again(run), base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
+        done = change_run(settings, run, wish)
+    if done is not None:
+        _admitted(settings, run, done, resume)
 
 
 def _again(run: RunDir) -> str:
@@ -210,10 +219,7 @@ def _indented() -> str:
 # ---------------------------------------------------------------- a run
 
 
-def _replan_run(settings: Settings, run: RunDir, wish: Any, resume: bool) -> None:
-    done = change_run(settings, run, wish)
-    if done is None:
-        return
+def _admitted(settings: Settings, run: RunDir, done: Submitted, resume: bool) -> None:
     goes_on = resume and not done.engine_alive
     if goes_on and settings.json:
         pass  # stdout holds one document: that of the run
@@ -225,24 +231,24 @@ def _replan_run(settings: Settings, run: RunDir, wish: Any, resume: bool) -> Non
         go_on(settings, run.id)
 
 
-def _document(run: RunDir, wanted: Operations, edit: bool, to: str, base: int) -> int:
+def _document(run: RunDir, wanted: Operations, editor: Editor | None, to: str, base: int) -> int:
     """The patch of --edit and --to: what leads from a revision to the edited plan. The revision that it is for."""
-    if not edit and not to:
+    if editor is None and not to:
         return base
     from dagrun.cli.history import revision_of
     from dagrun.store.history import load_state
 
     plan = revision_of(run, base) if base else load_state(run).plan
-    after = _edited_plan(plan.workflow, f"{run.id}.yaml") if edit else flow_of(to)
+    after = _edited_plan(plan.workflow, editor, f"{run.id}.yaml") if editor else flow_of(to)
     _difference(wanted, plan.workflow, after, to or "the edited plan")
     return plan.revision
 
 
-def _edited_plan(workflow: Workflow, name: str) -> Workflow:
+def _edited_plan(workflow: Workflow, editor: Editor, name: str) -> Workflow:
     from dagrun.flowfile.document import dump_yaml, workflow_to_document
     from dagrun.flowfile.load import read_workflow_text
 
-    text = _edited(dump_yaml(workflow_to_document(workflow)).encode(), name)
+    text = editor.edit(dump_yaml(workflow_to_document(workflow)).encode(), name)
     base = os.path.dirname(os.path.abspath(workflow.file))
     return read_workflow_text(text, "the edited plan", base, use_cache=False).workflow
 
@@ -260,27 +266,6 @@ def _difference(wanted: Operations, before: Workflow, after: Workflow, name: str
         wanted.document_patches.update(named_patches(node))
 
 
-def _edited(before: bytes, name: str) -> bytes:
-    """What a person makes of a text in their editor. Raises UsageError without one, or when it fails."""
-    import subprocess
-    from tempfile import TemporaryDirectory
-
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
-    if not editor:
-        raise UsageError("--edit: no editor is set", hint="EDITOR=vi dagrun replan last --edit")
-    with TemporaryDirectory(prefix="dagrun-edit-") as folder:
-        path = os.path.join(folder, os.path.basename(name))
-        with open(path, "wb") as file:
-            file.write(before)
-        try:
-            done = subprocess.run([*shlex.split(editor), path], check=False)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--edit: can't start {editor}: {error}", hint="set EDITOR to one that is there") from None
-        if done.returncode:
-            raise UsageError(f"{editor} exited {done.returncode}: nothing was changed", hint="dagrun replan --edit")
-        return read_file(path, "the edited plan")
-
-
 # ---------------------------------------------------------------- a file
 
 
@@ -288,7 +273,7 @@ def _replan_file(
     settings: Settings,
     flow: str,
     wanted: Operations,
-    edit: bool,
+    editor: Editor | None,
     to: str,
     *,
     write: bool,
@@ -299,8 +284,8 @@ def _replan_file(
 
     flow_of(flow)  # says best what is wrong with it
     before = read_file(flow, "a workflow file")
-    if edit:
-        after = _edited(before, flow)
+    if editor:
+        after = editor.edit(before, flow)
         _checked(after, flow)
     else:
         opened = open_flow(before, flow, os.path.dirname(os.path.abspath(flow)))
@@ -340,4 +325,3 @@ def _show_file(
         say(settings.hint(f"wrote {target}\n  help: dagrun validate {target}"))
     elif not dry_run:
         say("  help: to keep it: the same command with --write, or with -o FILE")
-

@@ -54,7 +54,7 @@ def list_them(settings: Settings, limit: int) -> None:
         emit_json({"runs": [_row_json(*row) for row in rows]})
         return
     if not rows:
-        say("there is no run in this project yet\n  help: start one: dagrun execute FILE")
+        say(settings.hint("there is no run in this project yet\n  help: start one: dagrun execute FILE"))
         return
     from dagrun.cli.console import look_for
     from dagrun.view.tables import runs_table
@@ -132,9 +132,22 @@ def unfinished_run(workflow: str) -> RunDir | None:
         first, last = _ends(run)
         if first.get("workflow") != workflow:
             continue
+        if last.get("type") == "patch.refused":  # was written behind the end of the run, or in the middle of it
+            last = _end_behind(run)
         over = last.get("type") == "run.ended" and last.get("status") not in ("interrupted", "timed_out")
         return None if over or run.lock_holder() is not None else run
     return None
+
+
+def _end_behind(run: RunDir) -> dict[str, object]:
+    """The end of a run as its whole journal tells it."""
+    from dagrun.store.history import load_state
+
+    try:
+        ended = load_state(run).ended
+    except (NotFoundError, JournalError):
+        return {}
+    return {"type": "run.ended", "status": ended.status.value} if ended else {}
 
 
 def completed_runs(workflow: str, count: int) -> Iterator[RunDir]:

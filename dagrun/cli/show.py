@@ -33,13 +33,17 @@ class Show:
 
     def __init__(self, settings: Settings, ui: str) -> None:
         from dagrun.engine.observer import Silent
-        from dagrun.view.choose import observer_for
 
         self.settings = settings
         self.ui = "quiet" if ui == "auto" and settings.quiet else ui
         self._read: Callable[[int], bytes] = lambda i: b""
+        self.observer: Observer = Silent()
+        if self.ui == "quiet":
+            return
+        from dagrun.view.choose import observer_for
+
         # with --json stdout holds one document and nothing else
-        self.observer: Observer = (
+        self.observer = (
             observer_for(
                 cast("Ui", self.ui),
                 stderr=sys.stderr,
@@ -57,11 +61,11 @@ class Show:
 
     def summarize(self, run: RunDir, state: RunState, status: RunStatus | None = None) -> None:
         """How the run ended, on stderr; of a run that went well nothing when it is to be quiet."""
-        from dagrun.view.summary import end_summary
-
         ended = status or state.status
         if self.ui == "json" or (ended is RunStatus.COMPLETED and self.ui == "quiet"):
             return
+        from dagrun.view.summary import end_summary
+
         look = look_for(self.settings, sys.stderr)
         text = end_summary(state, read=lambda i: last_bytes(run, state, i), look=look, outputs={}, status=status)
         if self.settings.verbose:

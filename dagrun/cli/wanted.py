@@ -60,10 +60,10 @@ class Operations:
             (self.rerun, self.limit)
         )
 
-    def check(self) -> None:
+    def check(self, what: str) -> None:
         """Raises UsageError for flags that don't go together, before anything is read."""
         if (self.after or self.before) and len(self.insert) != 1:
-            raise UsageError(BELONG, hint="dagrun replan last --insert node.yaml --after test --before deploy")
+            raise UsageError(BELONG, hint=f"dagrun replan {what} --insert node.yaml --after test --before deploy")
         if self.patch and self.any_flag():
             raise UsageError("--patch and single operations don't mix", hint="write them into the patch file")
 

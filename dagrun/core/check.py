@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
-from dagrun.core import expression as ex
 from dagrun.core.names import Json, NodeId
 from dagrun.core.plan import all_needs, compile_plan, is_bare, near
 from dagrun.core.workflow import Fault, Node, OnFailure, Param, Workflow, param_accepts
@@ -91,6 +90,8 @@ def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults:
 
 def _outputs_used(workflow: Workflow, name: NodeId) -> set[str]:
     """The outputs of a node that inputs of other nodes read."""
+    from dagrun.core import expression as ex
+
     used: set[str] = set()
     for node in workflow.nodes.values():
         for item in node.inputs.values():
@@ -210,6 +211,8 @@ def _check_text(
     """Faults of one bare expression or of the `${{ … }}` parts of one text."""
     if not bare and "${{" not in text:
         return
+    from dagrun.core import expression as ex  # 7 ms to import, for files that have expressions
+
     try:
         parsed = ex.parse(text) if bare else ex.parse_template(text)
     except ex.ExpressionError as error:
@@ -309,6 +312,8 @@ def _cycle_fault(node: Node, need: NodeId, cycle: list[NodeId]) -> Fault:
 
 def _check_status_reads(workflow: Workflow) -> Iterator[Fault]:
     """`if` may read the status only of nodes that are settled by then: of ancestors."""
+    from dagrun.core import expression as ex  # 7 ms to import, for files that have expressions
+
     readers = [n for n in workflow.nodes.values() if "nodes" in n.condition]
     if not readers:
         return

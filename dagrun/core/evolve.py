@@ -238,6 +238,14 @@ def _review_requested(state: RunState, event: ReviewRequested) -> None:
     set_status(state, i, Status.AWAITING_REVIEW)
 
 
+def _decided(event: ReviewDecided) -> str:
+    """A decision in words, for the trace of its node."""
+    if event.decision == "timed_out":
+        return "nobody answered in time"
+    word = {"approve": "approved", "reject": "rejected", "skip": "skipped"}[event.decision]
+    return f"{word} by {event.by}" if event.by else word
+
+
 def _review_decided(state: RunState, event: ReviewDecided) -> None:
     i = state.plan.index[event.node]
     if i not in state.reviews:
@@ -247,7 +255,7 @@ def _review_decided(state: RunState, event: ReviewDecided) -> None:
     escalated = state.escalating.pop(i, None) is not None
     refused = Outcome.REVIEW_TIMED_OUT if event.decision == "timed_out" else Outcome.REJECTED
     outcome = Outcome.COMPLETED if approved else refused
-    text = event.comment or f"{event.decision}{f' by {event.by}' if event.by else ''}"
+    text = event.comment or _decided(event)
     if not escalated:
         attempt = state.attempts[i][-1]
         attempt.outcome = outcome
@@ -299,7 +307,7 @@ def _attached(state: RunState, event: EngineAttached) -> None:
 
 def _ended(state: RunState, event: RunEnded) -> None:
     state.ended = event
-    state.ended_at = state.now
+    state.ended_at, state.ended_m = state.now, state.now_m
     state.status = event.status
     if event.status is RunStatus.CANCELLED:
         for i, status in enumerate(state.node_status):

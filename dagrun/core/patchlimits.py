@@ -17,6 +17,22 @@ def present_wave(state: RunState) -> int:
     return next((wave for wave, left in enumerate(state.wave_left) if wave and left), state.plan.depth + 1)
 
 
+def chain_end(most: int) -> str:
+    """Why a failed node gets no further fallback, and how to allow one."""
+    row = "no fallback is allowed" if not most else "1 fallback stood in" if most == 1 else f"{most} fallbacks in a row"
+    return f"{row}: {_raise_chain(most)}"
+
+
+def applied_often(most: int) -> str:
+    """Why the declared patch of a failed node is not applied again, and how to allow it."""
+    times = "1 time" if most == 1 else f"{most} times"
+    return f"its patch was applied {times}: {_raise_chain(most)}"
+
+
+def _raise_chain(most: int) -> str:
+    return f"limits.fallback_chain is {most} (raise it in the workflow: limits: {{fallback_chain: {most + 1}}})"
+
+
 def check_limits(state: RunState, work: Draft, patch: Patch) -> None:
     """Add what a patch of a node has against it; each refusal names the limit and how to raise it."""
     limits = state.plan.workflow.limits

@@ -24,7 +24,7 @@ class Plan:
     order, no duplicates); `wave[i]` is its depth from 1; `rank[i]` the length of the longest path
     from its start to a sink, in estimated seconds (a node that nobody estimated takes the mean of
     the others, or 1); `depth` the number of waves. `removed` are the numbers of nodes that a patch
-    took out: they have no edges.
+    took out: they have no edges, and keep the wave that they had.
     """
 
     workflow: Workflow
@@ -83,6 +83,8 @@ def all_needs(node: Node) -> tuple[NodeId, ...]:
 
 def input_sources(node: Node) -> Iterator[NodeId]:
     """The node ids that the inputs of `node` read from, in order, possibly repeated."""
+    if not node.inputs:
+        return
     from dagrun.core import expression as ex  # few commands need it, and it takes 10 ms to import
 
     for item in node.inputs.values():
@@ -146,6 +148,10 @@ def _build(
         wave, order = _waves(needs)
     except CycleError as error:
         raise CycleFound([ids[i] for i in error.args[1]]) from None
+    depth = max(wave, default=0)
+    if base is not None:
+        for i in removed:  # the trace goes on telling where they stood
+            wave[i] = base.wave[i]
     rank = _ranks([known.get(name) or nodes[i].estimate_s for i, name in enumerate(ids)], dependents, order)
     return Plan(
         workflow=workflow,
@@ -157,7 +163,7 @@ def _build(
         dependents=dependents,
         wave=wave,
         rank=rank,
-        depth=max(wave, default=0),
+        depth=depth,
         removed=removed,
     )
 

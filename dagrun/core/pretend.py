@@ -17,6 +17,7 @@ from dagrun.core.event import AttemptFinished, EscalationFailed, NodeSkipped, Re
 from dagrun.core.evolve import evolve
 from dagrun.core.names import SETTLED, Json, NodeId, Outcome, Status
 from dagrun.core.patch import Patch, Trigger
+from dagrun.core.patchlimits import applied_often, chain_end
 from dagrun.core.plan import input_sources
 from dagrun.core.replan import admit, chain_length, fallback_patch
 from dagrun.core.state import InvalidTransition, RunState
@@ -307,7 +308,7 @@ class Play:
         if template is None:
             self._no(i, replace(step, text=f"there is no template `{wanted.fallback}`"))
         elif chain_length(state, i) >= most:
-            self._no(i, replace(step, text=f"{most} fallbacks in a row: limits.fallback_chain allows no more"))
+            self._no(i, replace(step, text=chain_end(most)))
         elif self._admit(i, step, fallback_patch(state, i, template, reason="rehearsal", timed_out=False)):
             self._compare(failed, template)
 
@@ -316,6 +317,10 @@ class Play:
         step = Step(node=name, kind="replan", name=wanted.replan, result="refused")
         if self.replan is None:
             self._no(i, replace(step, result="unknown", text="the patch file was not looked at"))
+            return
+        most = self.state.plan.workflow.limits.fallback_chain
+        if sum(r.by == f"on_failure:{name}" for r in self.state.revisions) >= most:
+            self._no(i, replace(step, text=applied_often(most)))
             return
         read = self.replan(wanted.replan_patch, self.state.plan.workflow)
         if isinstance(read, Patch):

@@ -52,7 +52,22 @@ def without_producer(item: Input) -> Input:
 
 def rename(text: str, old: NodeId, new: NodeId) -> str:
     """A bare expression with every reference to node `old` changed to `new`."""
-    for ref in reversed(node_references(text)):
+    return _renamed(text, node_references(text), old, new)
+
+
+def rename_result(text: str, old: NodeId, new: NodeId) -> str:
+    """The same for an output of the workflow, which may be a text with expressions in it."""
+    if "nodes" not in text or text.startswith(("nodes.", "params.")):
+        return rename(text, old, new)
+    try:
+        found = ex.references(ex.parse_template(text))
+    except ex.ExpressionError:
+        return text
+    return _renamed(text, [r for r in found if r.path[0] == "nodes" and len(r.path) > 1], old, new)
+
+
+def _renamed(text: str, references: list[ex.Reference], old: NodeId, new: NodeId) -> str:
+    for ref in reversed(references):
         if ref.path[1] == old:
             span = text[ref.offset : ref.offset + ref.length]
             at = span.index(old, len("nodes"))

@@ -374,7 +374,7 @@ def _idle_templates(workflow: Workflow) -> dict[str, str]:
         if name not in reached:
             idle[name] = "no node and no fallback names it"
         elif reached[name] > most:
-            idle[name] = f"it comes after {reached[name] - 1} other fallbacks; limits.fallback_chain is {most}"
+            idle[name] = f"fallback number {reached[name]} in a row; limits.fallback_chain is {most}"
     return idle
 
 

@@ -39,7 +39,7 @@ class InvalidTransition(Exception):
     """An event that can't happen to this node now: a bug of dagrun. Carries the node's story."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Attempt:
     """One try of a node. `started_at` is wall time, `started_m` monotonic; outcome None = running."""
 
@@ -56,7 +56,7 @@ class Attempt:
     reserved: Mapping[str, float] = field(default_factory=dict)  # what it holds, whatever a patch makes of its node
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class RunState:
     """Everything known of a run. Lists are parallel to `plan.ids`; sparse facts are dicts by number."""
 
@@ -102,6 +102,7 @@ class RunState:
     stop: StopRequested | None = None
     ended: RunEnded | None = None
     ended_at: float = 0.0
+    ended_m: float = 0.0
     engine: EngineAttached | None = None
     engines: int = 0
     attached_at: float = 0.0
@@ -287,6 +288,14 @@ def unsettled(state: RunState, name: NodeId, event: Event) -> int:
     if status in SETTLED or status is Status.RUNNING or i in state.removed:
         raise InvalidTransition(f"{event_type(event)} for node {name!r}, which is {status}; {story(state, i)}")
     return i
+
+
+def standing_for(state: RunState, name: NodeId) -> NodeId:
+    """The node itself, or the last of the fallbacks that took its place one after the other."""
+    i = state.plan.index.get(name)
+    while i is not None and i in state.stand_ins:
+        i = state.stand_ins[i]
+    return name if i is None else state.plan.ids[i]
 
 
 def story(state: RunState, i: int) -> str:

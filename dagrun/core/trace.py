@@ -239,13 +239,17 @@ def trace_to_json(state: RunState, wall_now: float | None = None, status: RunSta
 
 
 def run_duration_ms(state: RunState, wall_now: float | None = None) -> int:
-    """How long the run has gone on: monotonic for a run of one engine, else wall time since it was created."""
+    """How long the run has gone on: monotonic for a run of one engine, else wall time since it was created.
+
+    What is written behind the end of a run, such as a refused patch, does not make it longer.
+    """
+    at, at_m = (state.now, state.now_m) if state.ended is None else (state.ended_at, state.ended_m)
     if state.ended is None and wall_now is not None:
         seconds = wall_now - state.created_at
     elif state.engines <= 1:
-        seconds = state.now_m - state.attached_m if state.engines else 0.0
+        seconds = at_m - state.attached_m if state.engines else 0.0
     else:
-        seconds = state.now - state.created_at
+        seconds = at - state.created_at
     return max(0, round(seconds * 1000))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dagrun.core import expression as ex
 from dagrun.core.names import Json
 from dagrun.core.plan import is_bare
-from dagrun.core.state import RunState
+from dagrun.core.state import RunState, standing_for
 from dagrun.engine.bench import Workbench, node_values, run_context
 
 
 def workflow_outputs(bench: Workbench, state: RunState) -> dict[str, Json]:
-    """Name → reference of every workflow output; null for one whose node gave nothing."""
+    """Name → reference of every workflow output; null for one whose node gave nothing.
+
+    A node that a fallback has replaced gives what its stand-in gave.
+    """
     wanted = state.plan.workflow.outputs
     if not wanted:
         return {}
@@ -18,7 +21,7 @@ def workflow_outputs(bench: Workbench, state: RunState) -> dict[str, Json]:
     for name, text in wanted.items():
         parsed = ex.parse(text) if is_bare(text) else ex.parse_template(text)
         nodes = {
-            ref.path[1]: node_values(bench, state, ref.path[1])
+            ref.path[1]: node_values(bench, state, standing_for(state, ref.path[1]))
             for ref in ex.references(parsed)
             if ref.path[0] == "nodes" and len(ref.path) > 1
         }

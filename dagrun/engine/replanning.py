@@ -13,6 +13,7 @@ from time import time
 from dagrun.core.event import EscalationFailed, Event, PatchRefused, ReviewRequested
 from dagrun.core.names import NodeId, Outcome
 from dagrun.core.patch import Alternative, Fallback, Insert, Modify, Patch, Retry, Trigger
+from dagrun.core.patchlimits import applied_often, chain_end
 from dagrun.core.replan import Actor, admit, chain_length, fallback_patch, proposal, refusal, stale_base
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Fault, OnFailure
@@ -47,8 +48,7 @@ def _trigger(state: RunState, i: int) -> Trigger:
 def _fall_back(state: RunState, i: int, wanted: OnFailure) -> list[Event]:
     most = state.plan.workflow.limits.fallback_chain
     if chain_length(state, i) >= most:
-        text = f"{most} fallbacks in a row: limits.fallback_chain allows no more"
-        return [_failed(state, i, "fallback", text)]
+        return [_failed(state, i, "fallback", chain_end(most))]
     template = state.plan.workflow.templates.get(wanted.fallback) if wanted.fallback else wanted.fallback_node
     if template is None:
         return [_failed(state, i, "fallback", f"there is no template {wanted.fallback!r}")]
@@ -62,8 +62,7 @@ def _replan(state: RunState, i: int, wanted: OnFailure) -> list[Event]:
 
     most = state.plan.workflow.limits.fallback_chain
     if sum(r.by == f"on_failure:{state.plan.ids[i]}" for r in state.revisions) >= most:
-        text = f"its patch was applied {most} times: limits.fallback_chain allows no more"
-        return [_failed(state, i, "replan", text)]
+        return [_failed(state, i, "replan", applied_often(most))]
     try:
         patch = patch_from_document(wanted.replan_patch, state.plan.workflow, wanted.replan)
     except InputError as error:

@@ -87,6 +87,8 @@ def check_options(workflow: Workflow, options: Options) -> None:
     if problems:
         raise InputError(tuple(problems))
     _check_room(workflow, make_room(workflow, options))
+    if not (options.only or options.from_ or options.until):
+        return
     plan = compile_plan(workflow)
     chosen = select(plan, options.only, options.from_, options.until)
     given = _adoptable(options, plan, chosen)
@@ -329,6 +331,7 @@ def _work(
     # the plan lives as long as the run: no collection need ever look at it again
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
     os.chdir(project)
     runner = Runner(state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side)
     if room.parallel == most_at_once():

@@ -8,7 +8,7 @@ and the caller waits only for that. What is refused is written too, with all its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from select import select
 from time import monotonic
 
@@ -72,6 +72,7 @@ def submit(
                 fault = Fault(("base",), "stale-base", f"made for revision {base}, the head is {head}")
                 journal.write([encode(refusal(state, patch, [fault], by))])
                 raise _moved(run, state, base)
+            patch = replace(patch, base=head)  # rebased: what was checked is the head, and the history says so
             verdict = admit(state, patch, by=by, undoes=undoes)
             if verdict.event is None:
                 journal.write([encode(refusal(state, patch, verdict.faults, by))])
@@ -91,6 +92,11 @@ def submit(
 
 
 def _moved(run: RunDir, state: RunState, base: int) -> ConflictError:
+    if base > state.plan.revision:
+        return ConflictError(
+            f"run {run.id} has no revision {base} yet: it is at {state.plan.revision}",
+            hint=f"see what there is: dagrun replan history {run.id}",
+        )
     since = [r for r in state.revisions if r.revision > base]
     by = ", ".join(f"revision {r.revision} by {r.by or 'somebody'}" for r in since)
     return ConflictError(

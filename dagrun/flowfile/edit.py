@@ -18,7 +18,7 @@ from dagrun.core.names import Json, NodeId
 from dagrun.core.operation import Draft, Rerun, Retry, draft
 from dagrun.core.patch import apply
 from dagrun.core.plan import all_needs
-from dagrun.core.reading import reads, without_producer
+from dagrun.core.reading import reads, rename_result, without_producer
 from dagrun.core.replan import check_draft
 from dagrun.core.workflow import Fault, Node, Workflow
 from dagrun.errors import BugError, InputError, Problem
@@ -78,7 +78,10 @@ def apply_to_file(
     apply(work, made.patch)
     _refuse(made, work.faults)
     _settle(work)
-    after = replace(workflow, nodes=work.nodes, limits=work.limits)
+    results = dict(workflow.outputs)
+    for old, new in work.superseded.items():
+        results = {key: rename_result(text, old, new) for key, text in results.items()}
+    after = replace(workflow, nodes=work.nodes, limits=work.limits, outputs=results)
     after = _with_edits(after, made, base_dir, defaults)
     check_draft(after, work)
     # alone in a run, a new node is a mistake; in a file it is as good as any other
@@ -129,8 +132,10 @@ def _with_edits(workflow: Workflow, made: FilePatch, base_dir: str | None, defau
             new = converter.workflow(read, workflow.name, workflow.file, workflow.digest)
             found = [*ids.check(tree), *converter.faults, *documents.faults]
             faults += [f._replace(path=("set", *f.path)) for f in found]
-            touched = edit.set.get("templates")
-            kept = {k: t for k, t in workflow.templates.items() if not (isinstance(touched, dict) and k in touched)}
+            touched = {name.split(".")[1] for name in edit.unset if name.startswith("templates.")}
+            changed = edit.set.get("templates")
+            touched |= changed.keys() if isinstance(changed, dict) else set()
+            kept = {k: t for k, t in workflow.templates.items() if k not in touched}
             templates = {k: kept.get(k, t) for k, t in new.templates.items()}
             workflow = replace(new, nodes=workflow.nodes, templates=templates)
         problems = [source.locate(f._replace(path=(*source.path, "workflow", *f.path))) for f in faults]

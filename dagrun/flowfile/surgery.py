@@ -125,13 +125,12 @@ class Surgery:
         scalars = not any(isinstance(v, dict | list) or (isinstance(v, str) and "\n" in v) for v in [*old, *new])
         if self.is_flow(mark) or not kept or kept != new[: len(kept)] or len(items) != len(old) or not scalars:
             return False
-        for value, (start, end, inner) in zip(old, items):
+        for value, (start, _, inner) in zip(old, items):
             self.own(inner, start)
             if value not in kept:
-                self._replace(self._line_start(start), self._next_line(max(end, self._end(inner))), "")
+                self._replace(self._line_start(start), self._next_line(self._end(inner)), "")
         pad = " " * self._column(mark.start)
-        last = max(items[-1][1], self._end(items[-1][2]))
-        self.lines(self._next_line(last), [f"{pad}- {emit.scalar(v)}" for v in added])
+        self.lines(self._next_line(self._end(items[-1][2])), [f"{pad}- {emit.scalar(v)}" for v in added])
         return True
 
     def renew(self, mark: Mark, document: dict[str, Json]) -> None:
@@ -253,7 +252,11 @@ class Surgery:
     def _end(self, mark: Mark) -> int:
         """Where a value really ends: YAML lets a block end where the next thing begins."""
         if mark.items is not None and not self.is_flow(mark):
-            return max((max(end, self._end(inner)) for _, end, inner in mark.items.values()), default=mark.start)
+            # of an item of a list, start and end are those of its value
+            ends = [
+                max(end if start != inner.start else 0, self._end(inner)) for start, end, inner in mark.items.values()
+            ]
+            return max(ends, default=mark.start)
         return mark.start + len(self.text[mark.start : mark.end].rstrip())
 
     def _column(self, at: int) -> int:

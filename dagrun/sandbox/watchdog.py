@@ -7,7 +7,8 @@ pipe when the watchdog is gone, and then has to end by itself (`kill_everything`
 
 Knows nothing of runs but an id to print. Invariants: the fork happens before anything was printed
 and before any thread was started; no signal that the caller had set to ignored (nohup, `&`) comes
-through; no KeyboardInterrupt exists after `run_under_watchdog` has begun.
+through; no KeyboardInterrupt exists after `run_under_watchdog` has begun; until the engine has told
+its run a signal ends it at once, since nobody reads the pipe while a workflow is read and checked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 
 from dagrun.sandbox import procs
@@ -84,7 +86,7 @@ class EngineSide:
         return found
 
     def tell_run(self, run_id: str) -> None:
-        """Tell the watchdog which run to name if it has to speak the last word."""
+        """Tell the watchdog which run to name in its last word; from now on signals come to `read` alone."""
         try:
             os.write(self._run, f"{run_id}\n".encode())
         except OSError:
@@ -131,9 +133,10 @@ def run_under_watchdog(main: Callable[[EngineSide], int]) -> int:
     os.close(signals_read)
     os.close(run_write)
     _let_go_of_stdio()
-    status = _watch(engine, signals_write, blocked)
+    os.set_blocking(run_read, False)
+    watched = _watch(engine, signals_write, blocked, run_read)
     survivors = kill_everything()
-    return _last_word(status, survivors, run_read)
+    return _last_word(watched, survivors, run_read)
 
 
 def _be_engine(main: Callable[[EngineSide], int], signals_fd: int, run_fd: int, mask: set[int]) -> None:
@@ -158,18 +161,33 @@ def _be_engine(main: Callable[[EngineSide], int], signals_fd: int, run_fd: int, 
         os._exit(code & 0xFF)
 
 
-def _watch(engine: int, pipe: int, awaited: set[signal.Signals]) -> int:
-    """Hand on signals until the engine has ended; its wait status."""
+@dataclass(slots=True)
+class _Watched:
+    """How the engine ended, and what it had told: `ended_by` is the signal that ended it before it had a run."""
+
+    status: int = 0
+    told: bytes = b""
+    ended_by: int = 0
+
+
+def _watch(engine: int, pipe: int, awaited: set[signal.Signals], run_fd: int) -> _Watched:
+    """Hand on signals until the engine has ended."""
+    watched = _Watched()
     while True:
-        pid, status = os.waitpid(engine, os.WNOHANG)
+        pid, watched.status = os.waitpid(engine, os.WNOHANG)
         if pid:
-            return status
+            return watched
         number = signal.sigwaitinfo(awaited).si_signo
         if number == signal.SIGTSTP:
             _stop_with(engine)
         elif number == signal.SIGCONT:
             _send(engine, signal.SIGCONT)
         elif number != signal.SIGCHLD:
+            watched.told += _drain(run_fd) or b""
+            if not watched.told:
+                watched.ended_by = watched.ended_by or number
+                _send(engine, signal.SIGKILL)
+                continue
             try:
                 os.write(pipe, bytes((number,)))
             except OSError:
@@ -195,13 +213,15 @@ def _let_go_of_stdio() -> None:
     os.close(null)
 
 
-def _last_word(status: int, survivors: list[str], run_fd: int) -> int:
+def _last_word(watched: _Watched, survivors: list[str], run_fd: int) -> int:
     """The exit code for the engine's wait status; one line on stderr if it was killed."""
-    if not os.WIFSIGNALED(status):
-        return os.WEXITSTATUS(status)
-    number = os.WTERMSIG(status)
-    os.set_blocking(run_fd, False)
-    told = (_drain(run_fd) or b"").decode("utf-8", "replace").split()
+    if not os.WIFSIGNALED(watched.status):
+        return os.WEXITSTATUS(watched.status)
+    number = os.WTERMSIG(watched.status)
+    if watched.ended_by and number == signal.SIGKILL:
+        _say(f"interrupted by {signal.Signals(watched.ended_by).name}: no node was started")
+        return 128 + watched.ended_by
+    told = (watched.told + (_drain(run_fd) or b"")).decode("utf-8", "replace").split()
     state = "nothing it started is alive"
     if survivors:
         state = f"{len(survivors)} of its processes would not die ({', '.join(survivors[:5])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,7 @@ class Follower(History):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
+        gc.enable()  # whoever follows lives long
         self.notice = Notice.watch(run.journal)
 
     def fileno(self) -> int | None:

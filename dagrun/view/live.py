@@ -157,7 +157,8 @@ class Screen:
             body += "\r\n"
         if not body:
             return ""
-        return f"\x1b[?25l\x1b[?7l{'' if same else start}{body}\x1b[?7h\x1b[?25h"
+        # the cursor waits in the first cell: at the end of a full line the echo of a ^C would wrap
+        return f"\x1b[?25l\x1b[?7l{'' if same else start}{body}\r\x1b[?7h\x1b[?25h"
 
     def _start(self, width: int) -> str:
         """To the first cell of the last frame. A terminal that got narrower has wrapped its lines."""
@@ -170,12 +171,14 @@ class Screen:
         return f"\r\x1b[{rows - 1}A" if rows > 1 else "\r"
 
     def _body(self, lines: list[str], above: list[str], *, whole: bool) -> str:
-        """The new lines, of which those that did not change are left alone."""
+        """The new lines, of which those that did not change are left alone.
+
+        All but the last: a key that was echoed stands there. A line is cleared before it is written,
+        since after a full line the cursor stands on its last cell, which would be lost.
+        """
         drawn = self._drawn
         if whole or not drawn:
             return "\x1b[J" + "\r\n".join([*above, *lines])
-        shorter = len(lines) < len(drawn)
-        parts = ["" if drawn[k : k + 1] == [line] else f"{line}\x1b[K" for k, line in enumerate(lines)]
-        if shorter:  # clears all that is behind the cursor: the cursor must be behind the last line
-            parts[-1] = f"{lines[-1]}\x1b[J"
+        parts = ["" if drawn[k : k + 1] == [line] else f"\x1b[K{line}" for k, line in enumerate(lines)]
+        parts[-1] = f"\x1b[J{lines[-1]}"
         return "\r\n".join(parts)

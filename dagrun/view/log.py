@@ -227,10 +227,21 @@ def _of_people(event: Event, state: RunState) -> tuple[str, str, str, str] | Non
             question = f"  {event.message}" if event.message else ""
             return "review", event.node, f"dagrun review {state.created.run_id} {event.node}{question}", "yellow"
         case ReviewDecided():
+            if event.decision == "timed_out":
+                return "review", event.node, f"nobody answered in time: {_by_default(state, event.node)}", "yellow"
             by = f" by {event.by}" if event.by else ""
-            return "review", event.node, f"{event.decision.replace('_', ' ')}{by}  {event.comment}", ""
+            return "review", event.node, f"{_DECIDED[event.decision]}{by}  {event.comment}", ""
         case _:
             return None
+
+
+_DECIDED = {"approve": "approved", "reject": "rejected", "skip": "skipped"}
+
+
+def _by_default(state: RunState, node: str) -> str:
+    """What became of a node whose review ran out of time."""
+    approved = state.node_status[state.plan.index[node]] is Status.COMPLETED
+    return "approved" if approved else "rejected"
 
 
 def operations_text(operations: Sequence[Json]) -> str:

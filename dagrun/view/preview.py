@@ -264,8 +264,10 @@ def _shown(key: str, value: Json) -> str:
         return "none"
     if key.endswith("_s") and isinstance(value, int | float):
         return str(duration(value))
-    if isinstance(value, dict) and len(value) == 1 and "expression" in value:
-        return clean(str(value["expression"]))
+    if isinstance(value, dict) and "expression" in value:
+        default = f", default {_shown('', value.get('default'))}" if value.get("has_default") else ""
+        optional = ", optional" if value.get("optional") else ""
+        return clean(str(value["expression"])) + optional + default
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return ", ".join(map(clean, cast("list[str]", value))) or "nothing"
     if isinstance(value, str) and not (value[:1].isalnum() and value[-1:].isalnum()):

@@ -152,7 +152,7 @@ def _modifications(entry: Entry, event: PatchAdmitted) -> list[Json]:
         after["adoptedMs"] = round(entry.adopted_ms, 1)
     if event.undoes:
         after["undoes"] = event.undoes
-    return [{**shared, "action": action, **after} for action in _actions(event.operations)]
+    return [{**shared, "action": action, **after} for action in _actions(event.operations, event.superseded)]
 
 
 def _refused(entry: Entry, event: PatchRefused) -> Json:
@@ -189,9 +189,9 @@ def trigger_document(trigger: Mapping[str, Json]) -> dict[str, Json]:
     return {"type": trigger.get("type", "requirement"), **node, "reason": trigger.get("reason", "")}
 
 
-def _actions(operations: Sequence[Json]) -> list[Json]:
+def _actions(operations: Sequence[Json], superseded: Mapping[str, str] | None = None) -> list[Json]:
     return [
-        action_document(kind, body)
+        action_document(kind, body, superseded)
         for operation in operations
         if isinstance(operation, dict)
         for kind, body in operation.items()
@@ -199,8 +199,13 @@ def _actions(operations: Sequence[Json]) -> list[Json]:
     ]
 
 
-def action_document(kind: str, body: Mapping[str, Json]) -> dict[str, Json]:
-    """An operation as an action of the seed; those that it does not know keep our keys."""
+def action_document(
+    kind: str, body: Mapping[str, Json], superseded: Mapping[str, str] | None = None
+) -> dict[str, Json]:
+    """An operation as an action of the seed; those that it does not know keep our keys.
+
+    `superseded` tells which node stands in for which, once the patch was admitted.
+    """
     rest = {key: value for key, value in body.items() if key != "id"}
     name = body.get("id")
     match kind:
@@ -215,7 +220,8 @@ def action_document(kind: str, body: Mapping[str, Json]) -> dict[str, Json]:
         case "retry":
             return {"type": kind, "nodeId": name, "modifications": rest.pop("set", {}), **rest}
         case "fallback":
-            return {"type": kind, "failedNodeId": name, "fallback": rest.pop("with", {}), **rest}
+            node = _stand_in(name, rest.pop("with", {}), superseded or {})
+            return {"type": kind, "failedNodeId": name, "fallback": node, **rest}
         case "rewire":
             wire: dict[str, Json] = {
                 "nodeId": name,
@@ -225,3 +231,13 @@ def action_document(kind: str, body: Mapping[str, Json]) -> dict[str, Json]:
             return {"type": kind, "rewire": wire, **rest}
         case _:
             return {"type": kind, **({"nodeId": name} if name is not None else {}), **rest}
+
+
+def _stand_in(name: Json, given: Json, superseded: Mapping[str, str]) -> Json:
+    """The node of a fallback as the seed writes it: with its id, and the template that it was made from."""
+    new = superseded.get(name) if isinstance(name, str) else None
+    if new is None:
+        return given
+    if isinstance(given, dict):
+        return {"id": new, **given}
+    return {"id": new, "template": given} if given != new else {"id": new}

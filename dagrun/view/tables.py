@@ -36,6 +36,7 @@ from dagrun.view.text import (
 
 if TYPE_CHECKING:
     from dagrun.core.state import RunState
+    from dagrun.core.workflow import Node
 
 _TAIL_LINES = 20
 _NARROWEST = 8
@@ -139,6 +140,8 @@ def run_line(
     reason = f"  ({clean(state.ended.reason)})" if state.ended and state.ended.reason else ""
     name = f"{clean(state.created.workflow)} {state.created.run_id}"
     size_ = f"{plural(len(state.plan.ids) - len(state.removed), 'node')}, {plural(state.plan.depth, 'wave')}"
+    if state.plan.revision > 1:
+        size_ += f", revision {state.plan.revision}"
     return f"{name}  {word} in {took}  {size_}: {counts_text(state.counts)}{reason}"
 
 
@@ -192,7 +195,7 @@ def node_detail(
     """All that is known of one node. `read(i)` gives the last bytes that it wrote."""
     entry = trace_entry(state, i, wall_now)
     node = state.plan.nodes[i]
-    word = look.paint.status(f"{glyph(look.glyphs, entry.status)} {entry.status.value}", entry.status)
+    word = look.paint.status(f"{glyph(look.glyphs, entry.status)} {entry.status.value.replace('_', ' ')}", entry.status)
     lines = [f"{look.paint(entry.node_id, 'bold')}  {word}  {clean(state.created.workflow)} {entry.run_id}"]
     command = node.run if isinstance(node.run, str) else " ".join(node.run)
     first, _, rest = command.strip().partition("\n")
@@ -208,7 +211,7 @@ def node_detail(
         "needs": _names(state, state.plan.needs[i]),
         "needed by": _names(state, state.plan.dependents[i]),
         "isolation": node.isolation,
-        "timeout": format_duration(node.timeout_s),
+        "timeout": _timeout(node),
         "output": f"{size(entry.stdout_bytes)} stdout, {size(entry.stderr_bytes)} stderr" if entry.attempts else "",
         "inputs": entry.inputs_digest,
         "outputs": entry.outputs_digest,
@@ -224,6 +227,13 @@ def node_detail(
         lines += ["", look.paint(f"last output (all of it: dagrun logs {entry.run_id} {entry.node_id})", "dim")]
         lines += [f"| {look.cut(line, width)}" for line in shown]
     return "\n".join(lines) + "\n"
+
+
+def _timeout(node: Node) -> str:
+    if node.review is None:
+        return format_duration(node.timeout_s)
+    limit = node.review.timeout_s
+    return f"{format_duration(limit)}, then {node.review.on_timeout}" if limit is not None else ""
 
 
 def _fact(name: str, value: str, look: Look) -> str:
