@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dagrun.core.event import FORMAT, EngineAttached, NodeAdopted, RunCreated  # noqa: E402
-from dagrun.core.evolve import evolve
+from dagrun.core.evolve import evolve  # noqa: E402
 from dagrun.core.patch import Insert, Modify, Patch  # noqa: E402
 from dagrun.core.plan import compile_plan  # noqa: E402
 from dagrun.core.replan import admit  # noqa: E402

@@ -17,7 +17,7 @@ class Editor:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._path = ""
+        self._path = self._folder = ""
 
     def __enter__(self) -> Editor:
         return self
@@ -25,15 +25,15 @@ class Editor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._path:
+        if not self._folder:
             return
-        if isinstance(error, DagrunError):
+        if self._path and isinstance(error, DagrunError):
             kept = f"your text is kept: dagrun replan {self._target} --to {self._path}"
             error.hint = f"{error.hint}; {kept}" if error.hint else kept
             return
         from shutil import rmtree
 
-        rmtree(os.path.dirname(self._path), ignore_errors=True)
+        rmtree(self._folder, ignore_errors=True)
 
     def edit(self, before: bytes, name: str) -> bytes:
         """What a person makes of a text. Raises UsageError without an editor, or when it fails."""
@@ -44,7 +44,8 @@ class Editor:
         editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
         if not editor:
             raise UsageError("--edit: no editor is set", hint=f"EDITOR=vi dagrun replan {self._target} --edit")
-        path = os.path.join(mkdtemp(prefix="dagrun-edit-"), os.path.basename(name))
+        self._folder = mkdtemp(prefix="dagrun-edit-")
+        path = os.path.join(self._folder, os.path.basename(name))
         with open(path, "wb") as file:
             file.write(before)
         try:

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import typer
 
@@ -24,6 +24,8 @@ from dagrun.cli.wanted import Operations
 from dagrun.errors import UsageError
 
 if TYPE_CHECKING:
+    from dagrun.core.names import Json
+    from dagrun.core.state import RunState
     from dagrun.core.workflow import Workflow
     from dagrun.engine.submit import Submitted
     from dagrun.store.rundir import RunDir
@@ -238,10 +240,23 @@ def _document(run: RunDir, wanted: Operations, editor: Editor | None, to: str, b
     from dagrun.cli.history import revision_of
     from dagrun.store.history import load_state
 
-    plan = revision_of(run, base) if base else load_state(run).plan
+    state = load_state(run)
+    plan = revision_of(run, base) if base else state.plan
     after = _edited_plan(plan.workflow, editor, f"{run.id}.yaml") if editor else flow_of(to)
-    _difference(wanted, plan.workflow, after, to or "the edited plan")
+    document = _difference(wanted, plan.workflow, after, to or "the edited plan")
+    document["operations"] = _with_retries(state, document["operations"])
     return plan.revision
+
+
+def _with_retries(state: RunState, operations: Json) -> list[Json]:
+    """A failed node that somebody edits is tried again: nothing else can come of the edit."""
+    from dagrun.core.names import Status
+
+    made = cast("list[dict[str, dict[str, Json]]]", operations)
+    edited = dict.fromkeys(str(body["id"]) for op in made for kind, body in op.items() if kind == "modify")
+    again = [n for n in edited if state.node_status[state.plan.index[n]] in (Status.FAILED, Status.AWAITING_REVIEW)]
+    retries: list[Json] = [{"retry": {"id": name}} for name in again]
+    return [*cast("list[Json]", made), *retries]
 
 
 def _edited_plan(workflow: Workflow, editor: Editor, name: str) -> Workflow:
@@ -253,7 +268,7 @@ def _edited_plan(workflow: Workflow, editor: Editor, name: str) -> Workflow:
     return read_workflow_text(text, "the edited plan", base, use_cache=False).workflow
 
 
-def _difference(wanted: Operations, before: Workflow, after: Workflow, name: str) -> None:
+def _difference(wanted: Operations, before: Workflow, after: Workflow, name: str) -> dict[str, Json]:
     """Make what leads from one workflow to the other what is wanted. Raises UsageError when that is nothing."""
     from dagrun.flowfile.differ import diff_files
     from dagrun.flowfile.document import named_patches
@@ -264,6 +279,7 @@ def _difference(wanted: Operations, before: Workflow, after: Workflow, name: str
     wanted.document, wanted.document_name = document, name
     for node in (*after.nodes.values(), *after.templates.values()):
         wanted.document_patches.update(named_patches(node))
+    return document
 
 
 # ---------------------------------------------------------------- a file

@@ -89,10 +89,18 @@ def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults:
 
 
 def _outputs_used(workflow: Workflow, name: NodeId) -> set[str]:
-    """The outputs of a node that inputs of other nodes read."""
+    """The outputs of a node that inputs of other nodes read, or the outputs of the workflow."""
     from dagrun.core import expression as ex
 
     used: set[str] = set()
+    for text in workflow.outputs.values():
+        if "nodes" not in text:
+            continue
+        try:
+            parsed = ex.parse(text) if is_bare(text) else ex.parse_template(text)
+        except ex.ExpressionError:
+            continue  # is reported where it stands
+        used |= {r.path[2] for r in ex.references(parsed) if r.path[:2] == ("nodes", name) and len(r.path) > 2}
     for node in workflow.nodes.values():
         for item in node.inputs.values():
             if item.expression.startswith("nodes"):

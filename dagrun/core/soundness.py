@@ -104,8 +104,9 @@ def _check_outputs(workflow: Workflow, work: Draft, used: dict[NodeId, list[str]
         if name not in workflow.nodes:
             message = f"an output of the workflow reads `{name}`"
             work.fault(work.touched.get(name, 0), "", "orphan", message, near(name, workflow.nodes))
-        elif name in work.changed:
-            missing = [o for o in outputs if o != "status" and o not in workflow.nodes[name].outputs]
+        elif name in work.changed or name in work.superseded:
+            giver = workflow.nodes.get(work.superseded.get(name, name))
+            missing = [o for o in outputs if o != "status" and (giver is None or o not in giver.outputs)]
             if missing:
                 message = f"an output of the workflow reads `nodes.{name}.{missing[0]}`, which would be gone"
                 work.fault(work.touched[name], "", "contract", message, f"keep it: outputs: {{{missing[0]}: …}}")

@@ -26,11 +26,13 @@ def checked(workflow: Workflow, documents: Documents) -> Workflow:
         tree = documents.trees.get(name)
         if tree is None:
             continue
+        beside = documents.beside(name)
         try:
-            made = for_run(patch_from_tree(tree, workflow, documents=documents))
+            made = for_run(patch_from_tree(tree, workflow, documents=beside))
         except InputError as error:
             documents.problems.extend(error.problems)
             continue
+        documents.keep_digests(name, beside)
         documents.problems.extend([*made.warnings, *_outlook(made, workflow)])
         done[name] = to_document(made)
     nodes = {i: _with(node, done) for i, node in workflow.nodes.items()}

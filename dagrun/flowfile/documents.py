@@ -85,6 +85,15 @@ class Documents:
             return None
         return got
 
+    def beside(self, name: str) -> Documents:
+        """For the files that the file `name` names."""
+        return Documents(os.path.join(self._shown, name), os.path.join(self._base, os.path.dirname(name)))
+
+    def keep_digests(self, name: str, others: Documents) -> None:
+        """Remember which files the file `name` named."""
+        folder = os.path.dirname(name)
+        self.digests.update({os.path.join(folder, inner): digest for inner, digest in others.digests.items()})
+
     def _near(self, name: str) -> str:
         from difflib import get_close_matches
 

@@ -87,13 +87,21 @@ def apply_to_file(
     # alone in a run, a new node is a mistake; in a file it is as good as any other
     _refuse(made, [f for f in work.faults if f.code != "orphan"])
     problems = [
-        Problem(code=f.code, message=f"afterwards: {f.message}", file=workflow.file, hint=f.hint)
+        Problem(code=f.code, message=f"afterwards: {f.message}", file=workflow.file, hint=f.hint or _hint(f))
         for f in check(after)
         if f.severity == "error"
     ]
     if problems:
         raise InputError(tuple(problems))
     return after
+
+
+def _hint(fault: Fault) -> str:
+    """What to do about an output of the workflow that a patch leaves without its node."""
+    if fault.path[:1] != ("outputs",) or len(fault.path) < 2:
+        return ""
+    name = fault.path[1]
+    return f"the output `{name}` of the workflow reads it: add - workflow: {{unset: [outputs.{name}]}}"
 
 
 def _refuse(made: FilePatch, faults: list[Fault]) -> None:

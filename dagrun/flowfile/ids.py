@@ -94,7 +94,8 @@ def _no_kind(node: dict[str, Value], path: Path) -> Iterator[Fault]:
     if any(k in NOT_YET["node"] or stands_for(k, "run") or stands_for(k, "review") for k in node):
         return  # the key that stands in its place is refused by itself
     hint = "add `run:` with its command, or `review:` with a question to a human"
-    message = f"node `{path[-1]}` has nothing to do" if path[0] == "nodes" else "this node has nothing to do"
+    named = len(path) == 2 and path[0] == "nodes"
+    message = f"node `{path[-1]}` has nothing to do" if named else "this node has nothing to do"
     yield Fault(path, "no-kind", message, hint, on_key=True)
 
 

@@ -64,9 +64,8 @@ def head(value: Value, workflow: Workflow, faults: list[Fault]) -> tuple[op.Patc
         wanted = read.workflow
         if wanted and wanted != workflow.name:
             message = f"this patch is for the workflow `{wanted}`, not for `{workflow.name}`"
-            faults.append(
-                Fault(("workflow",), "wrong-workflow", message, f"write workflow: {workflow.name} if it fits")
-            )
+            hint = f"write workflow: {workflow.name} if it fits"
+            faults.append(Fault(("workflow",), "wrong-workflow", message, hint))
         trigger = op.Trigger()
         if "trigger" in read.model_fields_set:
             trigger = op.Trigger(type=read.trigger.type, node=read.trigger.node, reason=read.trigger.reason)

@@ -162,7 +162,7 @@ class OperationFile(_Part):
     """One operation: exactly one of these keys."""
 
     insert: InsertFile = Field(ABSENT, description="Put in a new node.")
-    remove: RemoveFile = Field(ABSENT, description="Take a node out.")
+    remove: RemoveFile = Field(ABSENT, description="Take a node out of the plan.")
     rewire: RewireFile = Field(ABSENT, description="Change what a node waits for.")
     modify: ModifyFile = Field(ABSENT, description="Change keys of a node.")
     retry: RetryChange = Field(ABSENT, description="Try a node again, possibly changed.")

@@ -273,7 +273,7 @@ class _Writer:
 def _node(name: str, title: str, needs: list[str], script: Iterable[str], seconds: float = 0) -> Iterator[str]:
     """The lines of a node. A lone sleep stays a plain command, which needs no shell."""
     yield f"  {_key(name)}:"
-    if title:
+    if title.strip():
         yield f"    title: {_quoted(title)}"
     if len(needs) == 1:
         yield f"    needs: {_key(needs[0])}"

@@ -142,7 +142,7 @@ def _rows(
     if room <= 0:
         return
     counts = state.counts
-    ready = _next_ready(state)
+    ready, coming = _next_ready(state), _changed_ahead(state, room)
     third = max(1, room // 3)
     over = len(state.finished) if len(state.finished) < room else room
     shown = share(
@@ -153,6 +153,7 @@ def _rows(
             (counts[Status.RETRYING], max(1, third // 2)),
             (len(state.running), room),
             (len(ready), _READY_ROWS),
+            (len(coming), _READY_ROWS),
             (over, 0),
         ],
     )
@@ -167,7 +168,19 @@ def _rows(
         yield _running_row(state, i, now_m, tail(i))
     for i in ready[: shown[4]]:
         yield Row(Status.READY, state.plan.ids[i], state.plan.wave[i], "", "")
-    yield from _finished(state, shown[5])
+    for i in coming[: shown[5]]:
+        yield Row(Status.PENDING, state.plan.ids[i], state.plan.wave[i], "", "")
+    yield from _finished(state, shown[6])
+
+
+def _changed_ahead(state: RunState, room: int) -> list[int]:
+    """Nodes that the last patch brought or changed and that are still to come: others are only counted."""
+    if not state.revisions or state.ended is not None:
+        return []
+    last = state.revisions[-1]
+    index, statuses = state.plan.index, state.node_status
+    found = (index[name] for name in dict.fromkeys((*last.nodes, *last.reset)) if name in index)
+    return list(islice((i for i in found if statuses[i] is Status.PENDING and i not in state.removed), room))
 
 
 def _next_ready(state: RunState) -> list[int]:

@@ -80,25 +80,27 @@ def _row(entry: Entry, now: float, look: Look) -> tuple[str, ...]:
             how = f"adopted in {entry.adopted_ms:.0f} ms" if entry.adopted_ms is not None else "admitted"
             if event.undoes:
                 how += f", undoes {event.undoes}"
-            return str(event.revision), when, by, how, _trigger(event.trigger), operations_text(event.operations)
+            return str(event.revision), when, by, how, _trigger(event.trigger, look), operations_text(event.operations)
         case PatchRefused():
             why = f"{operations_text(event.operations)}: {clean('; '.join(event.reasons))}".removeprefix(": ")
-            return "", when, by, f"refused on {event.head}", _trigger(event.trigger), why
+            return "", when, by, f"refused on {event.head}", _trigger(event.trigger, look), why
         case PatchProposed():
             what = f"{operations_text(event.operations)} ({clean(event.why)})"
-            return "", when, by, f"proposal {event.number}", _trigger(event.trigger), what
+            return "", when, by, f"proposal {event.number}", _trigger(event.trigger, look), what
         case _:
             done = "approved" if event.decision == "approve" else "rejected"
             return "", when, by, done, "", f"proposal {event.number}"
 
 
-def _trigger(trigger: Mapping[str, Json]) -> str:
+def _trigger(trigger: Mapping[str, Json], look: Look) -> str:
     words = [str(trigger.get(key) or "") for key in ("type", "node")]
     text = " ".join(w for w in words if w)
     reason = str(trigger.get("reason") or "")
     if words == ["requirement", ""] and not reason:
         return ""
-    return clean(f"{text}: {reason}" if reason else text)
+    whole = clean(f"{text}: {reason}" if reason else text)
+    # in a narrow terminal the last column, what was done, must keep its share
+    return whole if look.width is None else look.cut(whole, max(12, (look.width - 40) // 2))
 
 
 # ---------------------------------------------------------------- the document

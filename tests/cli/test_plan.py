@@ -36,7 +36,10 @@ def test_a_param_decides_what_is_skipped(space: Space) -> None:
 def test_graphs_for_other_programs(space: Space) -> None:
     assert space.run("plan", "hello.yaml", "-o", "mermaid").out.startswith("flowchart ")
     assert space.run("plan", "hello.yaml", "-o", "dot").out.startswith("digraph ")
+    assert space.run("plan", "hello.yaml", "--mermaid").out.startswith("flowchart ")
+    assert space.run("plan", "hello.yaml", "--dot", "-o", "dot").out.startswith("digraph ")
     assert space.run("plan", "hello.yaml", "-o", "png").code == 2
+    assert space.run("plan", "hello.yaml", "--dot", "--mermaid").code == 2
 
 
 def test_a_run_has_a_plan_and_its_times_come_next(space: Space) -> None:

@@ -93,7 +93,7 @@ def test_a_chain_of_fallbacks_ends_at_its_limit() -> None:
     assert last.fallbacks == ("t1", "t2")
     assert last.steps[-1].result == "refused"
     assert "limits.fallback_chain" in last.steps[-1].text
-    assert report.idle_templates == {"t3": "it comes after 2 other fallbacks; limits.fallback_chain is 2"}
+    assert report.idle_templates == {"t3": "fallback number 3 in a row; limits.fallback_chain is 2"}
 
 
 def test_a_fallback_without_the_output_that_others_read_is_a_hole() -> None:
@@ -304,7 +304,7 @@ def test_a_patch_that_leads_to_the_same_failure_for_ever_ends() -> None:
     )
     found = case(rehearse(workflow, replan=reader(Retry(id="b"))), "a")  # type: ignore[arg-type]
     assert found.ends == "failed"
-    assert "still fails" in found.steps[-1].text
+    assert "its patch was applied 2 times: limits.fallback_chain is 2" in found.steps[-1].text
 
 
 # ---------------------------------------------------------------- templates

@@ -162,7 +162,7 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1) -> No
     declared = draw(st.dictionaries(st.sampled_from(OUT), outputs, max_size=2))
     if draw(st.booleans()):
         return Node(**common, outputs=declared)
-    schema: Json = draw(st.sampled_from([None, None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
+    schema: Any = draw(st.sampled_from([None, None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
     if schema is not None:
         declared.setdefault("o", Output())
     return Node(

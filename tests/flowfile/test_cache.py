@@ -187,3 +187,17 @@ def test_without_the_cache_nothing_is_kept(tmp_path: Path) -> None:
     path.write_bytes(TEXT)
     read_workflow(str(path), use_cache=False)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_changed_patch_file_is_read_again(tmp_path: Path) -> None:
+    data = b"nodes: {a: {run: x, on_failure: {replan: p.yaml}}}"
+    (tmp_path / "p.yaml").write_text("operations: [{insert: {id: b, node: {run: x, output_schema: s.json}, after: a}}]")
+    first = read(tmp_path, data)
+    assert cache.find(data, "flow.yaml", str(tmp_path)) is not None
+    assert read(tmp_path, data) == first
+    (tmp_path / "s.json").write_text("{}")
+    assert cache.find(data, "flow.yaml", str(tmp_path)) is None, "a file that the patch names"
+    read(tmp_path, data)
+    (tmp_path / "p.yaml").write_text("operations: [{rerun: {id: a}}]")
+    assert cache.find(data, "flow.yaml", str(tmp_path)) is None
+    assert read(tmp_path, data).workflow != first.workflow

@@ -16,9 +16,12 @@ from dagrun.core.names import Outcome, Schedule
 from dagrun.core.workflow import (
     Input,
     Limits,
+    Node,
+    OnFailure,
     Output,
     Param,
     Retry,
+    Review,
     Secret,
     Workflow,
     workflow_from_json,
@@ -363,9 +366,8 @@ def test_one_mistake_gives_one_problem_at_its_place(text: str, code: str, place:
 
 
 LATER = {
-    "top": "permissions models mcp_servers provider docker templates finally concurrency on_event",
-    "node": "agent review workflow foreach matrix trigger_rule cache permissions on_failure docker group finally",
-    "limits": "revisions fallback_chain growth",
+    "top": "permissions models mcp_servers provider docker finally concurrency on_event",
+    "node": "agent workflow foreach matrix trigger_rule cache permissions docker group finally",
 }
 
 
@@ -374,7 +376,6 @@ def test_a_key_that_comes_later_is_refused_by_name(scope: str, key: str) -> None
     text = {
         "top": f"{key}: {{}}\nnodes: {{a: {{run: x}}}}\n",
         "node": f"nodes: {{a: {{{key}: {{}}}}}}\n",
-        "limits": f"limits: {{{key}: 1}}\nnodes: {{a: {{run: x}}}}\n",
     }[scope]
     problem = one(text)
     assert problem.code == "not-yet"
@@ -547,3 +548,142 @@ def test_a_mistake_repeated_without_end_is_not_shown_without_end() -> None:
     problems = errors(text)
     assert len(problems) == 1001
     assert problems[-1].message == "and 500 more, not shown"
+
+
+# ---------------------------------------------------------------- reviews, templates, what a failure leads to
+
+STEPS = """\
+limits: {revisions: 0, fallback_chain: 5, growth: 200%}
+nodes:
+  build:
+    run: make
+    on_failure:
+      fallback: spare
+      review: {message: Look, timeout: 24h, on_timeout: approve}
+  test:
+    run: pytest
+    on_failure: review
+  check:
+    run: x
+    on_failure: {fallback: {run: z, timeout: 1m, on_failure: {fallback: spare}}}
+  ask:
+    review: {message: "${{ inputs.s }}?", timeout: 1h}
+    inputs: {s: nodes.build.status}
+  sure:
+    title: Last
+    review: 3.10
+    needs: [ask]
+    if: always()
+templates:
+  spare: {run: echo, needs: [test]}
+"""
+
+
+def test_reviews_templates_and_failures() -> None:
+    workflow = load(STEPS).workflow
+    nodes = workflow.nodes
+    asked = Review(message="Look", timeout_s=86400, on_timeout="approve")
+    assert nodes["build"].on_failure == OnFailure(fallback="spare", review=asked)
+    assert nodes["test"].on_failure == OnFailure(review=Review())
+    inner = Node(id="check-fallback", run="z", timeout_s=60, on_failure=OnFailure(fallback="spare"))
+    assert nodes["check"].on_failure == OnFailure(fallback_node=inner)
+    assert nodes["ask"].review == Review(message="${{ inputs.s }}?", timeout_s=3600)
+    assert (nodes["sure"].kind, nodes["sure"].review) == ("review", Review(message="3.10"))
+    assert workflow.templates == {"spare": Node(id="spare", run="echo", needs=("test",))}
+    limits = workflow.limits
+    assert (limits.revisions, limits.fallback_chain, limits.growth, limits.growth_nodes) == (0, 5, 200, 10)
+    assert workflow_from_json(json.loads(json.dumps(workflow_to_json(workflow)))) == workflow
+
+
+def test_growth_in_its_long_form() -> None:
+    limits = load("limits: {growth: {percent: 120, nodes: 3}}\nnodes: {a: {run: x}}").workflow.limits
+    assert (limits.growth, limits.growth_nodes) == (120, 3)
+    limits = load("limits: {growth: {nodes: 3}}\nnodes: {a: {run: x}}").workflow.limits
+    assert (limits.growth, limits.growth_nodes) == (150, 3)
+
+
+def test_defaults_hold_for_templates_and_inline_fallbacks_but_not_for_reviews() -> None:
+    text = """\
+defaults: {timeout: 1m, retry: {max_attempts: 4}, continue_on_error: true}
+nodes:
+  a: {run: x, on_failure: {fallback: {run: z}}}
+  r: {review: hm}
+templates: {t: {run: x}}
+"""
+    workflow = load(text).workflow
+    steps = workflow.nodes["a"].on_failure
+    assert steps is not None
+    assert steps.fallback_node is not None
+    assert steps.fallback_node.timeout_s == workflow.templates["t"].timeout_s == 60
+    review = workflow.nodes["r"]
+    assert (review.timeout_s, review.retry, review.continue_on_error) == (300, Node(id="x").retry, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place", "said"),
+    [
+        ("nodes: {a: {run: x, review: hm}}", "two-kinds", (1, 21), "of its own"),
+        ("nodes: {a: {needs: b}, b: {run: x}}", "no-kind", (1, 9), "`review:`"),
+        ("nodes: {a: {review: hm, timeout: 3s}}", "not-for-review", (1, 25), "24h"),
+        ("nodes: {a: {review: hm, outputs: {o: {}}}}", "not-for-review", (1, 25), "`outputs`"),
+        ("nodes: {a: {review: {timeout: 3s}}}", "no-message", (1, 13), "message"),
+        ("nodes: {a: {review: {}}}", "no-message", (1, 13), "message"),
+        ("nodes: {a: {review: true}}", "bad-value", (1, 21), "`true`"),
+        ("nodes: {a: {review: }}", "bad-value", (1, 13), "message"),
+        ("nodes: {a: {review: [a]}}", "bad-shape", (1, 21), "message"),
+        ("nodes: {a: {review: {messge: x}}}", "unknown-key", (1, 22), "`message`"),
+        ("nodes: {a: {review: {message: x, on_timeout: ok}}}", "bad-value", (1, 46), "`approve`"),
+        ("nodes: {a: {review: '${{ inputs.q }}'}}", "unknown-name", (1, 26), "no input"),
+        ("nodes: {a: {run: x, on_failure: {}}}", "no-step", (1, 21), "fallback"),
+        ("nodes: {a: {run: x, on_failure: spare}}", "bad-value", (1, 33), "{fallback: spare}"),
+        ("nodes: {a: {run: x, on_failure: {replanner: {}}}}", "not-yet", (1, 34), "`replanner`"),
+        ("nodes: {a: {run: x, on_failure: {fallbak: t}}}", "unknown-key", (1, 34), "`fallback`"),
+        ("nodes: {a: {run: x, on_failure: {fallback: t}}}", "unknown-template", (1, 44), "templates:"),
+        ("nodes: {a: {run: x, on_failure: {fallback: a b}}}", "bad-id", (1, 44), "a-b"),
+        ("nodes: {a: {run: x, on_failure: {fallback: {}}}}", "no-kind", (1, 34), "`run:`"),
+        ("nodes: {a: {run: x, on_failure: {fallback: {run: z, tiemout: 3}}}}", "unknown-key", (1, 53), "`timeout`"),
+        ("nodes: {a: {run: x, on_failure: {fallback: {run: '${{ x }}'}}}}", "expression-in-shell", (1, 51), "env:"),
+        ("nodes: {a: {run: x, on_failure: {fallback: {run: z, needs: q}}}}", "unknown-node", (1, 60), "`q`"),
+        (
+            "nodes: {a: {run: x, on_failure: {fallback: {run: z, inputs: {i: nodes.q.o}}}}}",
+            "unknown-name",
+            (1, 65),
+            "`q`",
+        ),
+        ("nodes: {a: {run: x, on_failure: {review: {message: '${{ x }}'}}}}", "bad-expression", (1, 53), "as it is"),
+        ("nodes: {a: {run: x, on_failure: {replan: p.yaml}}}", "unreadable-file", (1, 42), "p.yaml"),
+        ("nodes: {a: {run: x}}\ntemplates: {t: {run: x, needs: q}}", "unknown-node", (2, 32), "`q`"),
+        ("nodes: {a: {run: x}}\ntemplates: {t: {run: x, tiemout: 3}}", "unknown-key", (2, 25), "`timeout`"),
+        ("nodes: {a: {run: x}}\ntemplates: {t/: {run: x}}", "bad-id", (2, 13), "a template"),
+        ("nodes: {a: {run: x}}\ntemplates: {t: x}", "bad-shape", (2, 16), "{run: x}"),
+        ("nodes: {a: {run: x}}\nlimits: {growth: 50%}", "bad-value", (2, 18), "100%"),
+        ("nodes: {a: {run: x}}\nlimits: {growth: 1.5}", "bad-value", (2, 18), "whole number"),
+        ("nodes: {a: {run: x}}\nlimits: {growth: {nodse: 3}}", "unknown-key", (2, 19), "percent and nodes"),
+        ("nodes: {a: {run: x}}\nlimits: {revisions: -1}", "bad-value", (2, 21), "at least 0"),
+    ],
+)
+def test_what_can_be_wrong_with_them(text: str, code: str, place: tuple[int, int], said: str) -> None:
+    problem = one(text)
+    assert (problem.code, (problem.line, problem.column)) == (code, place)
+    assert said in problem.message + problem.hint
+
+
+def test_a_wrong_template_hides_no_other_problem_and_causes_none() -> None:
+    text = "nodes: {a: {run: x, on_failure: {fallback: t}}, b: {run: x, needs: [a, q]}}\ntemplates: {t: 3}\n"
+    assert brief(errors(text)) == [("unknown-node", 1, 72), ("bad-shape", 2, 16)]
+
+
+def test_a_cycle_is_found_beside_an_unknown_need() -> None:
+    found = errors("nodes:\n  a: {run: x, needs: [b, nope]}\n  b: {run: x, needs: a}\n")
+    assert brief(found) == [("cycle", 2, 23), ("unknown-node", 2, 26)]
+
+
+def test_a_place_far_to_the_right_is_shown_with_what_is_around_it() -> None:
+    nodes: dict[str, object] = {f"n{k}": {"run": "x"} for k in range(1000)}
+    nodes["bad"] = {"run": "x", "tiemout": 3, "needs": "n1"}
+    problem = one(json.dumps({"nodes": {**nodes, **{f"m{k}": {"run": "x"} for k in range(1000)}}}))
+    shown = render(InputError((problem,))).splitlines()
+    assert shown[2].startswith(" 1 | …")
+    assert shown[2].endswith(" …")
+    start = shown[3].index("^")
+    assert shown[2][start : start + shown[3].count("^")] == '"tiemout"'

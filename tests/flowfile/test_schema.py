@@ -12,11 +12,17 @@ import pytest
 from dagrun.flowfile import schema
 from dagrun.flowfile.source import parse
 
-FILE = Path(__file__).parents[2] / "schemas" / "workflow.schema.json"
+FOLDER = Path(__file__).parents[2] / "schemas"
 
 
-def test_the_file_is_what_the_models_say() -> None:
-    assert FILE.read_text(encoding="utf-8") == schema.schema_text(), "python -m dagrun.flowfile.schema"
+def test_the_files_are_what_the_models_say() -> None:
+    for name, text in (("workflow", schema.schema_text()), ("patch", schema.patch_schema_text())):
+        assert (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8") == text, "python -m dagrun.flowfile.schema"
+
+
+def schemas() -> list[dict[str, Any]]:
+    """Those of workflows and of patches."""
+    return [json.loads(schema.schema_text()), json.loads(schema.patch_schema_text())]
 
 
 def test_check_finds_drift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,23 +44,23 @@ def mappings(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_every_key_has_hover_text() -> None:
-    for part in mappings(schema.json_schema()):
+    for part in mappings(schemas()):
         for key, value in part.get("properties", {}).items():
             assert len(value.get("description", "")) > 5, key
 
 
 def test_it_is_draft_07_and_every_reference_resolves() -> None:
-    made = schema.json_schema()
-    assert made["$schema"] == "http://json-schema.org/draft-07/schema#"
-    assert "$defs" not in json.dumps(made)
-    for part in mappings(made):
-        if "$ref" in part:
-            assert part["$ref"].removeprefix("#/definitions/") in made["definitions"]
-            assert len(part) == 1, "old validators ignore what stands beside a $ref"
+    for made in schemas():
+        assert made["$schema"] == "http://json-schema.org/draft-07/schema#"
+        assert "$defs" not in json.dumps(made)
+        for part in mappings(made):
+            if "$ref" in part:
+                assert part["$ref"].removeprefix("#/definitions/") in made["definitions"]
+                assert len(part) == 1, "old validators ignore what stands beside a $ref"
 
 
 def test_it_refuses_unknown_keys_everywhere() -> None:
-    for part in mappings(schema.json_schema()):
+    for part in mappings(schemas()):
         if "properties" in part or "patternProperties" in part:
             assert "additionalProperties" in part
 
@@ -69,6 +75,41 @@ def test_examples_satisfy_the_schema() -> None:
     for nodes in wrong:
         assert list(made.iter_errors({"nodes": nodes})) != []
     assert list(made.iter_errors({})) != []
+
+
+def test_a_node_has_one_kind_for_an_editor_too() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    made = jsonschema.Draft7Validator(schema.json_schema())
+    good = {
+        "nodes": {
+            "a": {"review": "Sure?", "on_failure": "review"},
+            "b": {"run": "x", "on_failure": {"fallback": {"run": "z", "on_failure": {"fallback": "t"}}, "review": {}}},
+        },
+        "templates": {"t": {"run": "x"}},
+        "limits": {"growth": "150%", "revisions": 0, "fallback_chain": 1},
+    }
+    assert list(made.iter_errors(good)) == []
+    for node in ({"run": "x", "review": "z"}, {"needs": "b"}, {"run": "x", "on_failure": {"fallback": {}}}):
+        assert list(made.iter_errors({"nodes": {"a": node}})) != []
+
+
+def test_patches_satisfy_their_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    made = jsonschema.Draft7Validator(schemas()[1])
+    jsonschema.Draft7Validator.check_schema(schemas()[1])
+    good: list[dict[str, Any]] = [
+        {"insert": {"id": "scan", "node": {"run": "./scan.sh"}, "after": ["test"], "before": "deploy"}},
+        {"remove": {"id": "lint", "strategy": "bridge"}},
+        {"modify": {"id": "publish", "set": {"timeout": "10m"}, "unset": ["env"]}},
+        {"fallback": {"id": "a", "with": "t"}},
+        {"fallback": {"id": "a", "with": {"run": "x"}}},
+        {"alternative": {"blocked": ["x"], "nodes": {"p": {"run": "x"}}, "exits": ["p"]}},
+        {"set_limits": {"parallel": 2}},
+    ]
+    assert list(made.iter_errors({"base": 2, "operations": good})) == []
+    incomplete: list[dict[str, Any]] = [{"insert": {"id": "x"}}, {"remove": {"id": "x"}}, {"removee": {}}]
+    for bad in [{}, {**good[0], **good[1]}, *incomplete]:
+        assert list(made.iter_errors({"operations": [bad]})) != []
 
 
 def test_the_modeline_is_a_comment() -> None:

@@ -28,6 +28,9 @@ def main(side: EngineSide) -> int:
         sys.exit(6)
     if mode == "raise":
         raise RuntimeError("slipped")
+    if mode == "preparing":
+        say("preparing")
+        signal.sigwait({signal.SIGUSR1})  # as one that reads a workflow from a pipe: nobody reads the signals
     side.tell_run("r7k2")
     box = Plain()
     for number, text in enumerate(commands):

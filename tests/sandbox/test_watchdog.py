@@ -137,6 +137,16 @@ def test_each_signal_to_the_known_pid_counts_once(start: Callable[..., Run]) -> 
     assert run.end() == (33, ["up", "SIGINT", "SIGINT", "SIGTERM", "SIGHUP", "SIGTERM", "SIGQUIT"], "")
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_before_there_is_a_run_a_signal_ends_it_at_once(start: Callable[..., Run], name: str) -> None:
+    run = start("preparing")
+    run.expect("preparing")
+    os.kill(run.top, signal.Signals[name])
+    code, _, err = run.end()
+    assert code == 128 + signal.Signals[name]
+    assert err == f"interrupted by {name}: no node was started\n"
+
+
 def test_a_signal_to_the_whole_group_counts_once(start: Callable[..., Run]) -> None:
     run = start("wait").up()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

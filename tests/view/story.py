@@ -59,13 +59,14 @@ class Story:
         index = self.plan.index
         return self.tell(*[NodeStarted(node=n, attempt=len(self.state.attempts[index[n]]) + 1) for n in names])
 
-    def end(self, name: str, outcome: Outcome = Outcome.COMPLETED, **kw: object) -> Story:
+    def end(self, name: str, outcome: Outcome = Outcome.COMPLETED, then: Sequence[Event] = (), **kw: object) -> Story:
+        """End an attempt; `then` are events of the same batch."""
         i = self.plan.index[name]
         attempt = self.state.attempts[i][-1]
         took = round((self.now_m - attempt.started_m) * 1000)
         kw.setdefault("duration_ms", took)
         event = AttemptFinished(node=name, attempt=attempt.number, outcome=outcome, **kw)  # type: ignore[arg-type]
-        return self.tell(event)
+        return self.tell(event, *then)
 
     def settle(self) -> Story:
         """Carry out what follows from the state alone: skips and cancels."""

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from dagrun.core.event import EngineAttached, PatchAdmitted, ReviewDecided, ReviewRequested, StopRequested, Warned
+from dagrun.core.event import (
+    EngineAttached,
+    PatchAdmitted,
+    ReviewDecided,
+    ReviewRequested,
+    RevisionAdopted,
+    StopRequested,
+    Warned,
+)
 from dagrun.core.names import Outcome, Schedule, Status
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Retry
+from dagrun.core.workflow import Retry, node_to_json
 from dagrun.view.frame import Picture, columns_for, draw, rows_for, share, take
 from dagrun.view.live import Live
 from dagrun.view.text import ASCII, Look, Paint, cells, clean
@@ -89,6 +98,20 @@ def test_frames_draw_over_each_other_and_the_last_stays(terminal: Terminal) -> N
     assert terminal.emulator.cursor.y == len(lines)
     assert not terminal.emulator.cursor.hidden
     assert pyte_autowrap(terminal)
+
+
+@pytest.mark.parametrize("terminal", [20, 40], indirect=True)
+def test_full_lines_keep_their_last_cell_and_an_echoed_key_moves_nothing(terminal: Terminal) -> None:
+    story = release_notes()
+    live = show(story, terminal)
+    for second in range(98, 104):
+        story.at(second)
+        live.tick(story.state, story.now, story.now_m)
+        lines = terminal.screen(live._writer)
+        os.write(terminal.slave.fileno(), b"^C")  # what a terminal echoes where the cursor stands
+    assert [k for k, line in enumerate(lines) if line.startswith("rel")] == [0]
+    # a terminal's cursor stays on the last cell of a full line: clearing from there would lose it
+    assert not re.search(rb"[^\r\n\x1b]\x1b\[[KJ]", re.sub(rb"\x1b\[(\?\w+|\d*A)", b"", terminal.seen))
 
 
 def pyte_autowrap(terminal: Terminal) -> bool:
@@ -250,7 +273,18 @@ def test_what_waits_for_a_human_says_how_to_decide(terminal: Terminal) -> None:
     assert lines[3] == "‖ gate  waiting       1  1/1     0:58  dagrun review r7k2 gate  Publish it?"
     story.tell(ReviewDecided(node="gate", decision="reject", by="ann"))
     live.tick(story.at(59).state, story.now, story.now_m)
-    assert terminal.screen(live._writer)[3] == "✗ gate  failed        1  1/1     0:58  reject by ann"
+    assert terminal.screen(live._writer)[3] == "✗ gate  failed        1  1/1     0:58  rejected by ann"
+
+
+def test_what_a_patch_changes_is_shown_before_it_runs(terminal: Terminal) -> None:
+    story = Story([node("a"), node("b", "a"), node("c", "b")])
+    live = show(story, terminal)
+    scan = node_to_json(node("scan", "b"))
+    story.start("a").tell(PatchAdmitted(revision=2, base=1, nodes={"scan": scan}), RevisionAdopted(revision=2))
+    live.tick(story.at(58).state, story.now, story.now_m)
+    lines = terminal.screen(live._writer)
+    assert [line.split() for line in lines[4:6]] == [["scan*", "pending", "3"], ["+", "2", "pending"]]
+    assert lines[-1].endswith("revision 2, * changed")
 
 
 def test_a_removed_node_is_gone(terminal: Terminal) -> None:

@@ -125,9 +125,33 @@ def test_reviews_escalations_and_patches() -> None:
     assert [line[9:] for line in lines_of(log, story, stream)][2:] == [
         "fail    a             exit 1 in 1.0s; trying its on_failure",
         "review  a             dagrun review r7k2 a  again?",
-        "review  a             reject by ann  no",
+        "review  a             rejected by ann  no",
         "patch   revision 2 by ann: remove b",
         "adopt   revision 2",
+    ]
+
+
+def test_a_failure_whose_patch_comes_with_it_is_no_lost_attempt() -> None:
+    story = Story([node("a", on_failure=OnFailure(replan="p.yaml"))])
+    log, stream = logged(story)
+    story.start("a").at(1)
+    patch = PatchAdmitted(revision=2, base=1, by="on_failure:a", operations=({"retry": {"id": "a"}},), reset=("a",))
+    story.end("a", Outcome.FAILED, exit_code=1, then=(patch,))
+    assert [line[9:] for line in lines_of(log, story, stream)][2:] == [
+        "fail    a             exit 1 in 1.0s; trying its on_failure",
+        "patch   revision 2 by on_failure:a: retry a",
+    ]
+
+
+def test_a_review_that_nobody_answered() -> None:
+    story = Story([node("a"), node("b")])
+    log, stream = logged(story)
+    story.tell(ReviewRequested(node="a", attempt=1, on_timeout="approve"), ReviewRequested(node="b", attempt=1))
+    story.tell(ReviewDecided(node="a", decision="timed_out", by="dagrun"))
+    story.tell(ReviewDecided(node="b", decision="timed_out", by="dagrun"))
+    assert [line[9:] for line in lines_of(log, story, stream)][-2:] == [
+        "review  a             nobody answered in time: approved",
+        "review  b             nobody answered in time: rejected",
     ]
 
 

@@ -109,7 +109,7 @@ def test_each_field_in_the_words_of_a_file() -> None:
         old,
         needs=(),
         env={"A": "1", "C": "3"},
-        inputs={"x": Input(expression="nodes.c.v")},
+        inputs={"x": Input(expression="nodes.c.v", has_default=True, default="none yet")},
         condition="",
         outputs={"o": Output(source="stdout")},
         grace_s=10.0,
@@ -121,7 +121,7 @@ def test_each_field_in_the_words_of_a_file() -> None:
         "env.C none -> 3",
         "grace 5s -> 10s",
         'if "always()" -> none',
-        "inputs.x nodes.b.v -> nodes.c.v",
+        "inputs.x nodes.b.v -> nodes.c.v, default none yet",
         "needs b -> nothing",
         'outputs.o none -> {"source": "stdout"}',
     ]
