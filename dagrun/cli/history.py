@@ -246,7 +246,10 @@ def _last_to_undo(run: RunDir, state: RunState) -> int:
     for event in reversed(state.revisions):
         if not event.undoes and event.revision not in undone:
             return event.revision
-    raise NotFoundError(f"run {run.id} has no revision to undo", hint=f"dagrun replan history {run.id}")
+    hint = f"dagrun replan history {run.id}"
+    if undone:  # to take an undo back has to be meant
+        hint += f"; to take the last undo back: dagrun replan undo {run.id} --revision {state.plan.revision}"
+    raise NotFoundError(f"run {run.id} has no revision to undo", hint=hint)
 
 
 def _inverse(state: RunState, revision: int, message: str) -> tuple[Patch, tuple[str, ...]]:

@@ -68,21 +68,23 @@ class Rewire:
 class Modify:
     """The node as it is after `set` was merged into it and `unset` dropped.
 
-    Only what differs from the plan that the patch was made for is carried over, so that operations
-    on one node add up.
+    Only what differs from `made_on` is carried over, so that operations on one node add up; None is
+    the node of the plan that the patch was made for.
     """
 
     id: NodeId
     node: Node
+    made_on: Node | None = None
     cancel_running: bool = False
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Try a node again; `node` is it with the changes merged in, None for no change."""
+    """Try a node again; `node` is it with the changes merged into `made_on`, None for no change."""
 
     id: NodeId
     node: Node | None = None
+    made_on: Node | None = None
     cancel_running: bool = False
 
 

@@ -67,9 +67,9 @@ def _change(work: Draft, operation: Remove | Rewire | Modify | Retry | Fallback 
         case Rewire():
             _rewire(work, operation, at)
         case Modify():
-            work.put(_merged(work, operation.id, operation.node), at)
+            work.put(_merged(work, operation.id, operation.node, operation.made_on), at)
         case Retry():
-            again(work, operation.id, at, operation.node)
+            again(work, operation.id, at, operation.node, operation.made_on)
         case Fallback():
             _fallback(work, operation, at)
         case Rerun():
@@ -152,10 +152,10 @@ def _rewire(work: Draft, op: Rewire, at: int) -> None:
         work.put(replace(node, needs=needs), at)
 
 
-def _merged(work: Draft, name: NodeId, wanted: Node) -> Node:
-    """A node with what `wanted` changes against the plan that it was made for; other changes of it stay."""
+def _merged(work: Draft, name: NodeId, wanted: Node, made_on: Node | None) -> Node:
+    """A node with what `wanted` changes against the node that it was made on; other changes of it stay."""
     current = work.nodes[name]
-    before = work.before.get(name)
+    before = made_on or work.before.get(name)
     if before is None or current is before:
         return replace(wanted, id=name)
     changes = {f.name: new for f in fields(Node) if (new := getattr(wanted, f.name)) != getattr(before, f.name)}
@@ -163,9 +163,9 @@ def _merged(work: Draft, name: NodeId, wanted: Node) -> Node:
     return replace(current, **changes)
 
 
-def again(work: Draft, name: NodeId, at: int, wanted: Node | None = None) -> None:
+def again(work: Draft, name: NodeId, at: int, wanted: Node | None = None, made_on: Node | None = None) -> None:
     """A node runs again, changed or not; it waits for the stand-in of what was superseded since it ran."""
-    node = _merged(work, name, wanted) if wanted is not None else work.nodes[name]
+    node = _merged(work, name, wanted, made_on) if wanted is not None else work.nodes[name]
     node = _resolved(work, node)
     if node is not work.nodes[name]:
         work.put(node, at)

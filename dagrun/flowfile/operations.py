@@ -265,8 +265,8 @@ class Builder:
             kind, id=made.id, set=canonical(changes, cast(Json, document)) if changes else None, unset=unset, **running
         )
         if kind == "retry":
-            return op.Retry(id=made.id, node=node, cancel_running=cancel)
-        return op.Modify(id=made.id, node=node, cancel_running=cancel)
+            return op.Retry(id=made.id, node=node, made_on=present, cancel_running=cancel)
+        return op.Modify(id=made.id, node=node, made_on=present, cancel_running=cancel)
 
     def _may_retry(self, changes: dict[str, Value], unset: tuple[str, ...]) -> bool:
         good = True

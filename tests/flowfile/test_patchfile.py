@@ -22,6 +22,7 @@ from dagrun.core.operation import (
     SetLimits,
     Trigger,
 )
+from dagrun.core.patch import apply, draft
 from dagrun.core.workflow import Fault, Input, Node, OnFailure, Review, Workflow
 from dagrun.errors import InputError, Problem, UsageError, render
 from dagrun.flowfile import pieces
@@ -451,3 +452,10 @@ def test_flags_that_say_nothing_are_refused() -> None:
         with pytest.raises(UsageError) as caught:
             bad()
         assert caught.value.hint
+
+
+def test_a_value_that_is_set_back_in_the_same_patch_is_back() -> None:
+    workflow = read_workflow_text(b"nodes: {a: {run: x, timeout: 5m}}", "flow.yaml", ".").workflow
+    text = b"operations: [{modify: {id: a, set: {timeout: 10m}}}, {modify: {id: a, set: {timeout: 300}}}]"
+    made = apply(draft(workflow), read_patch(text, "p.yaml", workflow))
+    assert made.faults == [] and made.nodes["a"].timeout_s == 300
