@@ -458,4 +458,5 @@ def test_a_value_that_is_set_back_in_the_same_patch_is_back() -> None:
     workflow = read_workflow_text(b"nodes: {a: {run: x, timeout: 5m}}", "flow.yaml", ".").workflow
     text = b"operations: [{modify: {id: a, set: {timeout: 10m}}}, {modify: {id: a, set: {timeout: 300}}}]"
     made = apply(draft(workflow), read_patch(text, "p.yaml", workflow))
-    assert made.faults == [] and made.nodes["a"].timeout_s == 300
+    assert made.faults == []
+    assert made.nodes["a"].timeout_s == 300
