@@ -39,7 +39,7 @@ class InvalidTransition(Exception):
     """An event that can't happen to this node now: a bug of dagrun. Carries the node's story."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(slots=True)
 class Attempt:
     """One try of a node. `started_at` is wall time, `started_m` monotonic; outcome None = running."""
 
