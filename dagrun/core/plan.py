@@ -9,8 +9,9 @@ kept in lists by that number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from operator import is_
 
 from dagrun.core.names import NodeId
 from dagrun.core.workflow import Node, Workflow
@@ -123,6 +124,8 @@ def revise_plan(base: Plan, workflow: Workflow, revision: int) -> Plan:
         index = {**base.index, **{name: len(base.ids) + k for k, name in enumerate(new)}}
     nodes = tuple([workflow.nodes.get(name) or base.nodes[i] for i, name in enumerate(ids)])
     removed = frozenset(i for i, name in enumerate(ids) if name not in workflow.nodes)
+    if not new and removed == base.removed and all(map(is_, nodes, base.nodes)):
+        return replace(base, workflow=workflow, revision=revision)  # a rerun or new limits move no edge
     return _build(workflow, revision, ids, index, nodes, removed, {}, base)
 
 

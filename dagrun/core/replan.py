@@ -269,6 +269,7 @@ def _close_reruns(state: RunState, work: Draft, patch: Patch) -> None:
     todo = [op.id for op in patch.operations if isinstance(op, Rerun) and op.id in work.nodes]
     ends = any(_ends_running(op) for op in patch.operations if isinstance(op, Rerun))
     seen = set(todo)
+    told = work.skipped.keys() | set(work.reset)  # each node is seen once, so what is added below is never asked for
     while todo:
         name = todo.pop()
         for below in work.dependents(name):
@@ -282,7 +283,7 @@ def _close_reruns(state: RunState, work: Draft, patch: Patch) -> None:
             if status is Status.RUNNING and not ends:
                 message = f"rerun: `{below}` follows from `{name}` and is running"
                 work.fault(at, "", "wrong-state", message, "wait for it, or end it: `running: cancel`")
-            elif below not in work.reset and below not in work.skipped and _is_stale(state, below, status):
+            elif below not in told and _is_stale(state, below, status):
                 again(work, below, at)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from dagrun.core.check import check
-from dagrun.core.plan import Plan, all_needs, compile_plan, critical_path, input_sources, near
+from dagrun.core.plan import Plan, all_needs, compile_plan, critical_path, input_sources, near, revise_plan
 from dagrun.core.workflow import Input, Node, Output, Workflow
 from tests.core.strategies import plans
 
@@ -84,3 +84,9 @@ def test_a_chain_of_ten_thousand_needs_no_recursion() -> None:
 def test_a_near_name_is_suggested_and_a_far_one_is_not() -> None:
     assert near("biuld", ["test", "build"]) == "did you mean `build`?"
     assert near("zzz", ["build"]) == ""
+
+
+def test_a_revision_that_moves_no_edge_is_the_same_graph_under_a_new_number() -> None:
+    base = compile_plan(flow(node("a"), node("b", "a")))
+    after = revise_plan(base, base.workflow, 2)
+    assert (after.revision, after.needs, after.wave, after.rank) == (2, base.needs, base.wave, base.rank)
