@@ -13,12 +13,12 @@ from dataclasses import MISSING, field, fields
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, NodeId, Outcome, Schedule
+from dagrun.core.permissions import Isolation, Paths, Permissions
 from dagrun.core.value import value
 
 ParamType: TypeAlias = Literal["string", "integer", "number", "boolean", "array", "object"]
 OutputSource: TypeAlias = Literal["stdout", "json", "file", "output"]
 Shell: TypeAlias = Literal["sh", "bash"]
-Isolation: TypeAlias = Literal["none", "context", "process", "container"]
 Durability: TypeAlias = Literal["default", "strict"]
 
 
@@ -136,15 +136,26 @@ class OnFailure:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class Docker:
+    """The image of a container node. `user` is `uid` or `uid:gid`; "" is chosen by what it may write."""
+
+    image: str = ""
+    pull: Literal["never", "missing"] = "never"
+    user: str = ""
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class Node:
     """A unit of work. `needs` is order as written; data comes by `inputs` (which imply order).
 
     Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its
     text needs one) or an argv tuple (never a shell). `timeout_s` bounds one attempt, `grace_s` is
-    the time between SIGTERM and SIGKILL. `resources` are reservations by name: `cpu` in cores,
-    `memory` in bytes, any other in units; `output_bytes` caps what an attempt may write to stdout and
-    stderr together. `estimate_s` is the author's guess of its duration (0: none): it orders ready
-    nodes and feeds `dagrun plan`.
+    the time between SIGTERM and SIGKILL. `resources` are reservations by name: `cpu` in cores and
+    `memory` in bytes (both are ceilings too), any other in units; `pids`, `file_size` and
+    `output_bytes` (stdout and stderr together) are ceilings only, 0 for none. `secrets` reach it as
+    variables, `secret_files` as files named by NAME_FILE. What it may do is what `permissions` and
+    the scopes above leave (permissions.py). `estimate_s` is the author's guess of its duration
+    (0: none): it orders ready nodes and feeds `dagrun plan`.
     """
 
     id: NodeId
@@ -157,6 +168,7 @@ class Node:
     env: Mapping[str, str] = field(default_factory=dict)
     pass_env: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    secret_files: tuple[str, ...] = ()
     condition: str = ""
     outputs: Mapping[str, Output] = field(default_factory=dict)
     output_schema: Json = None
@@ -167,7 +179,11 @@ class Node:
     idempotent: bool = True
     continue_on_error: bool = False
     isolation: Isolation = "process"
+    permissions: Permissions | None = None
+    docker: Docker | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
+    pids: int = 0
+    file_size: int = 0
     output_bytes: int = 256 * 1024 * 1024
     estimate_s: float = 0.0
     review: Review | None = None
@@ -219,6 +235,8 @@ class Workflow:
     durability: Durability = "default"
     fail_fast: bool = False
     secrets: Mapping[str, Secret] = field(default_factory=dict)
+    permissions: Permissions | None = None
+    docker: Docker | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
     templates: Mapping[NodeId, Node] = field(default_factory=dict)
     file: str = ""
@@ -292,7 +310,9 @@ def node_from_json(data: Mapping[str, Json]) -> Node:
 
 
 _NODE_SPECIAL = frozenset(
-    {"run", "needs", "inputs", "pass_env", "secrets", "outputs", "artifacts", "retry", "review", "on_failure"}
+    (
+        "run needs inputs pass_env secrets secret_files outputs artifacts retry review on_failure permissions docker"
+    ).split()
 )
 
 
@@ -307,6 +327,10 @@ def _unpack(key: str, value: Json) -> Json:
         made = Review(**cast("dict[str, Json]", value))  # type: ignore[arg-type]
     elif key == "on_failure":
         made = _on_failure(cast("dict[str, Json]", value))
+    elif key == "permissions":
+        made = _permissions(cast("dict[str, Json]", value))
+    elif key == "docker":
+        made = Docker(**cast("dict[str, Json]", value))  # type: ignore[arg-type]
     elif isinstance(value, list):
         made = tuple(value)
     elif key in _NESTED:
@@ -336,6 +360,14 @@ def _on_failure(data: dict[str, Json]) -> OnFailure:
     return OnFailure(**kw)  # type: ignore[arg-type]
 
 
+def _permissions(data: dict[str, Json]) -> Permissions:
+    kw: dict[str, object] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    if "paths" in data:
+        paths = cast("dict[str, list[str]]", data["paths"])
+        kw["paths"] = Paths(**{k: tuple(v) for k, v in paths.items()})
+    return Permissions(**kw)  # type: ignore[arg-type]
+
+
 def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
     """The workflow that `workflow_to_json` made `data` from."""
     kw: dict[str, Json] = dict(data)
@@ -344,8 +376,11 @@ def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
     limits = Limits(**cast("dict[str, Json]", kw.pop("limits", {})))  # type: ignore[arg-type]
     schedule = Schedule(str(kw.pop("schedule", Schedule.WAVES)))
     # the `outputs` of a workflow are plain text, those of a node are not
-    rest = {key: _unpack(key, value) if key in ("params", "secrets") else value for key, value in kw.items()}
+    rest = {key: _unpack(key, value) if key in _WORKFLOW_SPECIAL else value for key, value in kw.items()}
     return Workflow(nodes=nodes, templates=templates, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
+
+
+_WORKFLOW_SPECIAL = frozenset({"params", "secrets", "permissions", "docker"})
 
 
 def _nodes(data: Json) -> dict[NodeId, Node]:

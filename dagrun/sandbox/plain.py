@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 from dagrun.errors import EnvironmentFault
 from dagrun.sandbox import procs
@@ -31,6 +32,19 @@ _DEFAULTS = [
     ).split()
     if hasattr(signal, name)
 ]
+
+
+Around: TypeAlias = Callable[[Callable[[], int]], int]
+
+
+class _Files(NamedTuple):
+    """What a spawn hands over: three files, more descriptors under their own numbers, and how it is made."""
+
+    stdin: int
+    out: int
+    err: int
+    more: tuple[int, ...]
+    around: Around | None
 
 
 class Plain:
@@ -77,19 +91,25 @@ class Plain:
         attempt_id: str,
         cwd: str = "",
         script: str = "",
+        stdin: int = -1,
+        fds: tuple[int, ...] = (),
+        around: Around | None = None,
     ) -> Child | SpawnFailed:
         """Start a command in a session of its own.
 
         The program is looked up in the PATH of `env`; a relative one in `cwd` (itself relative to
         the directory of the engine). `script` is the text that `argv` came from when the shell was
-        left out: a file without `#!` is then run by sh, as a shell would do.
+        left out: a file without `#!` is then run by sh, as a shell would do. `fds` stay open in the
+        command under their own numbers, `stdin` replaces its empty input; `around` makes the spawn
+        itself (from a thread that gave up its rights first).
         Returns SpawnFailed when the command can't be started; raises SpawnBusy when the machine is
         short of processes, memory or descriptors.
         """
         if self._spare < 0:
             self._spare = _dup(self._null)
+        files = _Files(self._null if stdin < 0 else stdin, out_fd, err_fd, fds, around)
         if not cwd:
-            return self._start(argv, env, out_fd, err_fd, attempt_id, script)
+            return self._start(argv, env, files, attempt_id, script)
         # posix_spawn has no cwd. The engine is one thread, so nobody else sees us elsewhere.
         try:
             os.chdir(cwd)
@@ -98,40 +118,28 @@ class Plain:
         except ValueError as error:
             return SpawnFailed(errno.EINVAL, f"can't enter the directory {cwd!r}: {error}")
         try:
-            return self._start(argv, env, out_fd, err_fd, attempt_id, script)
+            return self._start(argv, env, files, attempt_id, script)
         finally:
             os.fchdir(self._home)
 
     def _start(
-        self, argv: tuple[str, ...], env: Mapping[str, str], out_fd: int, err_fd: int, attempt_id: str, script: str
+        self, argv: tuple[str, ...], env: Mapping[str, str], files: _Files, attempt_id: str, script: str
     ) -> Child | SpawnFailed:
         program = find_program(argv[0], env.get("PATH", os.defpath)) if argv else None
         if program is None:
             return _not_found(argv, env)
         ticks = procs.now_ticks()
         try:
-            pid = os.posix_spawn(
-                program,
-                argv,
-                env,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_DEFAULTS,
-                file_actions=(
-                    (os.POSIX_SPAWN_DUP2, self._null, 0),
-                    (os.POSIX_SPAWN_DUP2, out_fd, 1),
-                    (os.POSIX_SPAWN_DUP2, err_fd, 2),
-                ),
-            )
+            pid = _spawn(program, argv, env, files)
         except OSError as error:
             if error.errno in _BUSY:
                 raise SpawnBusy(error.errno, f"can't start a process: {error.strerror}") from None
             if error.errno == errno.ENOEXEC and script:
-                return self._start(("sh", "-e", "-c", script), env, out_fd, err_fd, attempt_id, "")
+                return self._start(("sh", "-e", "-c", script), env, files, attempt_id, "")
             return _failed(program, error)
         except UnicodeEncodeError:
             env = {_encodable(name): _encodable(value) for name, value in env.items()}
-            return self._start(tuple(map(_encodable, argv)), env, out_fd, err_fd, attempt_id, script)
+            return self._start(tuple(map(_encodable, argv)), env, files, attempt_id, script)
         except ValueError as error:
             return SpawnFailed(errno.EINVAL, f"can't run {argv[0]!r}: {error}")
         child = Child(pid, self._pidfd(pid), attempt_id, ticks, time.monotonic())
@@ -198,6 +206,27 @@ class Plain:
             if fd >= 0:
                 os.close(fd)
         self._null = self._home = self._spare = -1
+
+
+def _spawn(program: str, argv: tuple[str, ...], env: Mapping[str, str], files: _Files) -> int:
+    def spawn() -> int:
+        return os.posix_spawn(
+            program,
+            argv,
+            env,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULTS,
+            file_actions=(
+                (os.POSIX_SPAWN_DUP2, files.stdin, 0),
+                (os.POSIX_SPAWN_DUP2, files.out, 1),
+                (os.POSIX_SPAWN_DUP2, files.err, 2),
+                # onto itself: the copy in the command loses its close-on-exec
+                *[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in files.more],
+            ),
+        )
+
+    return spawn() if files.around is None else files.around(spawn)
 
 
 def find_program(name: str, path: str) -> str | None:
