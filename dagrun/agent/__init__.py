@@ -1,0 +1,1 @@
+"""Agents: their tools, and the programs that run them inside a sandbox."""
