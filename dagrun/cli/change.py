@@ -75,7 +75,7 @@ def change_run(settings: Settings, run: RunDir, wish: Wish) -> Submitted | None:
     """
     from dagrun.engine import submit as door
 
-    state, patch, verdict = door.preview(run, wish.make, by=who(), undoes=wish.undoes)
+    state, patch, verdict = door.preview(run, wish.make, by=who(), undoes=wish.undoes, proposal=wish.proposal)
     head = state.plan.revision
     base = wish.base or patch.base or head
     if base != head and not wish.rebase:

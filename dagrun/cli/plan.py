@@ -32,7 +32,8 @@ _REVISION = typer.Option(None, "--revision", metavar="N", min=1, show_default=Fa
     "dagrun plan flow.yaml\n"
     "dagrun plan flow.yaml -p release=true -j 4\n"
     "dagrun plan flow.yaml --mermaid > flow.mmd\n"
-    "dagrun plan last --revision 2",
+    "dagrun plan last --revision 2\n"
+    "dagrun plan flow.yaml --permissions",
 )
 def plan(
     ctx: typer.Context,
@@ -43,6 +44,7 @@ def plan(
     param: list[str] = PARAM,
     params: str = PARAMS,
     parallel: int = PARALLEL,
+    permissions: bool = typer.Option(False, "--permissions", help="What each node may do instead, and why."),
     revision: int | None = _REVISION,
 ) -> None:
     """Show what would run: waves, what is skipped, the critical path, how long it takes.
@@ -51,6 +53,8 @@ def plan(
     """
     settings: Settings = ctx.obj
     form = _chosen_form(form, mermaid=mermaid, dot=dot, json=settings.json)
+    if permissions and form in ("mermaid", "dot"):
+        raise UsageError(f"permissions have no form {form}", hint="leave it out, or use --json")
     if what == "-" or is_flow(what):
         if revision:
             raise UsageError(f"{what} is a file: it has no revisions", hint=f"dagrun plan {what}")
@@ -59,7 +63,20 @@ def plan(
         raise UsageError(f"{what} is a run: its params are given", hint=f"dagrun plan {what}")
     else:
         made, given = _of_run(what, revision or 0)
-    show_plan(settings, made, form, given, parallel)
+    if permissions:
+        _show_permissions(settings, made, form)
+    else:
+        show_plan(settings, made, form, given, parallel)
+
+
+def _show_permissions(settings: Settings, plan: Plan, form: str) -> None:
+    from dagrun.view.permissions import permissions_json, permissions_text
+
+    if form == "json":
+        emit_json(permissions_json(plan))
+        return
+    look = look_for(settings, sys.stdout)
+    emit(permissions_text(plan, width=look.width, look=look).rstrip("\n"))
 
 
 def _chosen_form(form: str, **flags: bool) -> str:

@@ -244,7 +244,7 @@ def _proposed_change(run: RunDir, state: RunState, proposal: PatchProposed, sett
 
     look = look_for(settings, sys.stderr if can_ask(settings) else sys.stdout)
     try:
-        verdict = admit(state, proposed_patch(state, proposal), by=who())
+        verdict = admit(state, proposed_patch(state, proposal), by=who(), maker=proposal.by)
     except InputError as error:
         return [f"  can't be applied any more: {clean(p.message)}" for p in error.problems]
     if verdict.event is None:

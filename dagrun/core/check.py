@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
+from dagrun.core.ceiling import fallback_faults, is_plain, permission_faults, unknown_secret
 from dagrun.core.names import Json, NodeId
 from dagrun.core.plan import all_needs, compile_plan, is_bare, near
 from dagrun.core.workflow import Fault, Node, OnFailure, Param, Workflow, param_accepts
@@ -19,12 +20,14 @@ class _Place(NamedTuple):
 
     contexts: frozenset[str]
     status_functions: bool = False
+    secrets: bool = False
 
 
 _TEXT = _Place(frozenset({"params", "inputs", "env", "run"}))
+_VARIABLE = _Place(frozenset({"params", "inputs", "env", "run"}), secrets=True)
 _VALUE = _Place(frozenset({"params", "env", "run"}))
 _BARE_INPUT = _Place(frozenset({"params", "nodes"}))
-_IF = _Place(frozenset({"params", "inputs", "env", "run", "nodes"}), status_functions=True)
+_IF = _Place(frozenset({"params", "inputs", "env", "run", "nodes"}), status_functions=True, secrets=True)
 _RESULT = _Place(frozenset({"params", "run", "nodes"}))
 _STATUS_FUNCTIONS = frozenset({"success", "failure", "always", "cancelled"})
 _RUN_NAMES = ("id", "workflow", "dir")
@@ -51,8 +54,10 @@ def check(workflow: Workflow) -> list[Fault]:
 
 
 def check_node(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
-    """Add what is wrong with the references and expressions of one node; cycles aside."""
+    """Add what is wrong with the references, expressions and permissions of one node; cycles aside."""
     _check_needs(workflow, node, faults)
+    if not is_plain(workflow, node):
+        faults.extend(permission_faults(workflow, node))
     if node.inputs or node.env or node.condition or node.cwd or node.secrets or node.resources:
         _check_node(workflow, node, faults)
     if node.run:
@@ -78,6 +83,7 @@ def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults:
         hint = hint or f"declare it at the top: templates: {{{wanted.fallback}: …}}"
         faults.append(Fault(("nodes", node.id, "on_failure", "fallback"), "unknown-template", message, hint))
         return
+    faults.extend(fallback_faults(workflow, node))
     stand_in = workflow.templates[wanted.fallback] if wanted.fallback else wanted.fallback_node
     if stand_in is None or not (stand_in.outputs or stand_in.output_schema is not None):
         return
@@ -140,16 +146,16 @@ def _check_node(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
         else:
             _check_value(workflow, node, item.value, path, faults)
     for name, text in node.env.items():
-        _check_text(workflow, node, text, (*at, "env", name), _TEXT, faults)
+        _check_text(workflow, node, text, (*at, "env", name), _VARIABLE, faults)
     if node.cwd:
         _check_text(workflow, node, node.cwd, (*at, "cwd"), _TEXT, faults)
     if node.condition:
         _check_text(workflow, node, node.condition, (*at, "if"), _IF, faults, bare=True)
     for k, name in enumerate(node.secrets):
         if name not in workflow.secrets:
-            message = f"node `{node.id}` names secret `{name}`, which the workflow does not declare"
-            hint = near(name, workflow.secrets) or f"declare it at the top: secrets: {{{name}: {{env: {name}}}}}"
-            faults.append(Fault((*at, "secrets", k), "unknown-secret", message, hint))
+            # the place in the list is known only where no file stands between them
+            place = (*at, "secrets") if node.secret_files else (*at, "secrets", k)
+            faults.append(unknown_secret(workflow, node, name, place))
     _check_resources(workflow, node, faults)
 
 
@@ -262,6 +268,9 @@ def _reference_fault(
         return f"node `{node.id}` has no input `{name}`", near(name, node.inputs) or "declare it under inputs:"
     if root == "run" and name not in _RUN_NAMES:
         return f"there is no run.{name}", "there are " + ", ".join(f"run.{n}" for n in _RUN_NAMES)
+    if root == "env" and node is not None and name in node.secrets and not place.secrets:
+        # arguments, folders and questions are seen by others
+        return f"`{name}` is a secret: only `env` and `if` may read it", f'the command has it as a variable: "${name}"'
     if root == "nodes":
         return _node_reference_fault(workflow, node, path, place)
     return None

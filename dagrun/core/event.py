@@ -67,13 +67,14 @@ class NodeAdopted:
 
 @value(frozen=True, slots=True, kw_only=True)
 class NodeStarted:
-    """An attempt is about to be spawned; its logs go to pool slot `slot`."""
+    """An attempt is about to be spawned; its logs go to pool slot `slot`, `sandbox` is what confines it."""
 
     node: NodeId
     attempt: int
     revision: int = 1
     slot: int = -1
     inputs_digest: str = ""
+    sandbox: str = ""
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,7 @@ def _started(state: RunState, event: NodeStarted) -> None:
     set_status(state, i, Status.RUNNING)
     attempt = Attempt(event.attempt, state.now, state.now_m, event.revision, event.slot)
     attempt.inputs_digest = event.inputs_digest
+    attempt.sandbox = event.sandbox
     attempt.reserved = state.plan.nodes[i].resources
     add_attempt(state, i, attempt)
     state.running[i] = attempt

@@ -1,39 +1,69 @@
-"""Hiding secret values in text and bytes: raw, base64, URL- and JSON-encoded forms.
+"""Hiding secret values in text and bytes: raw and as tools write them (base64, hex, URL, JSON, HTML, shell).
 
-Damage control, no wall: a value that was split, reversed or derived is not found.
+Damage control, no wall: a value that was split, reversed, compressed or derived is not found. Each
+form is one way of writing applied to a whole value, so that a search is linear whatever the value is.
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring, encode_basestring_ascii
 from urllib.parse import quote, quote_plus
 
 from dagrun.core.names import Json
 
-MIN_LENGTH = 4  # shorter values would blot out half of every text
+MIN_LENGTH = 6  # characters; shorter values would blot out half of every text
 _SHOWN = "***"
+# What base64, xxd -p and openssl break into lines of at least _WRAP. Possessive: a long run without
+# a break must not be tried from each of its characters; \A: a piece may begin within a line.
+_WRAP = 16
+_CODE = "[A-Za-z0-9+/=_-]"
+_BLOCK = rf"(?:\A{_CODE}*+|(?<!{_CODE}){_CODE}{{{_WRAP},}}+)(?:\r?\n{_CODE}++)+"
 
 
 class Masker:
-    """Replaces every known form of some secret values. Without values it changes nothing."""
+    """Replaces every known form of some secret values. Without values it changes nothing.
 
-    __slots__ = ("_bytes", "_text", "longest")
+    `longest` is how many bytes a form can take: a reader in pieces overlaps them by one less.
+    """
+
+    __slots__ = ("_bytes", "_coded", "_forms", "_text", "longest")
 
     def __init__(self, values: tuple[str, ...]) -> None:
-        forms = sorted({f for v in values for f in _forms(v)}, key=len, reverse=True)
-        self._text = re.compile("|".join(map(re.escape, forms))) if forms else None
-        raw = [f.encode("utf-8", "surrogateescape") for f in forms]
-        self._bytes = re.compile(b"|".join(map(re.escape, raw))) if raw else None
-        self.longest = max(map(len, raw), default=0)
+        self._forms: dict[str, str] = {}
+        self._text: re.Pattern[str] | None = None
+        self._bytes: re.Pattern[bytes] | None = None
+        self._coded: re.Pattern[str] | None = None
+        self.longest = 0
+        self.add(values)
 
     def __bool__(self) -> bool:
         return self._text is not None
 
+    def add(self, values: Iterable[str]) -> None:
+        """Hide these values too, from now on."""
+        before = len(self._forms)
+        for value in values:
+            for part in _parts(value):
+                self._forms |= _written(part)
+        if len(self._forms) == before:
+            return
+        forms = sorted(self._forms, key=len, reverse=True)
+        pattern = _either([self._forms[form] for form in forms])
+        self._text = re.compile(pattern)
+        self._bytes = re.compile(_raw(pattern))
+        coded = [form for form in forms if _is_coded(form)]
+        self._coded = re.compile(_either([self._forms[form] for form in coded]))
+        breaks = 2 * (len(coded[0]) // _WRAP + 2)
+        self.longest = max(len(coded[0]) + breaks, *[len(_raw(form)) for form in forms])
+
     def text(self, text: str) -> str:
         """`text` with every secret shown as `***`."""
-        return self._text.sub(_SHOWN, text) if self._text is not None else text
+        if self._text is None:
+            return text
+        return self._wrapped(self._text.sub(_SHOWN, text), lambda _: _SHOWN)
 
     def value(self, value: Json) -> Json:
         """A JSON value with every string and key masked."""
@@ -48,30 +78,139 @@ class Masker:
         return value
 
     def same_length(self, data: bytes) -> bytes:
-        """`data` with every secret overwritten by as many `*`, so that offsets stay what they were."""
+        """`data` with every secret overwritten by as many `*`: offsets and lines stay what they were."""
         if self._bytes is None:
             return data
-        return self._bytes.sub(lambda m: b"*" * len(m.group()), data)
+        data = self._bytes.sub(lambda m: re.sub(rb"[^\r\n]", b"*", m[0]), data)
+        # one character a byte, so that no place moves
+        text = data.decode("latin-1")
+        hidden = self._wrapped(text, lambda piece: re.sub(r"[^\r\n]", "*", piece))
+        return data if hidden is text else hidden.encode("latin-1")
+
+    def _wrapped(self, text: str, shown: Callable[[str], str]) -> str:
+        """`text` with what is found in blocks of broken lines, read without the breaks, replaced."""
+        if "\n" not in text or self._coded is None:
+            return text
+        coded = self._coded
+        return re.sub(_BLOCK, lambda m: _unwrapped(m[0], coded, shown), text)
 
 
-def _forms(value: str) -> set[str]:
-    """The spellings of a value that are hidden; lines of a multi-line value count on their own."""
-    out: set[str] = set()
-    for part in {value, value.strip(), *value.splitlines()}:
-        if len(part) < MIN_LENGTH:
-            continue
-        raw = part.encode("utf-8", "surrogateescape")
-        out |= {part, encode_basestring_ascii(part)[1:-1], encode_basestring(part)[1:-1]}
-        quoted = repr("\"'" + part)[4:-1]  # as messages quote what a node wrote
-        out |= {quoted, quoted.replace("\\'", "'")}
-        out |= {quote(raw, safe=""), quote_plus(raw), quote(raw)}
-        for shift in range(3):
-            # the three alignments at which the value can stand inside a longer base64 text
-            for encode in (b64encode, urlsafe_b64encode):
-                coded = encode(b"\0" * shift + raw).decode("ascii")
-                start = (shift * 8 + 5) // 6
-                end = (shift + len(raw)) * 8 // 6
-                if end - start >= MIN_LENGTH:
-                    out.add(coded[start:end])
-        out.add(raw.hex())
+def _unwrapped(block: str, coded: re.Pattern[str], shown: Callable[[str], str]) -> str:
+    joined = block.replace("\r", "").replace("\n", "")
+    matches = list(coded.finditer(joined))
+    if not matches:
+        return block
+    places = [k for k, c in enumerate(block) if c not in "\r\n"]
+    out, at = [], 0
+    for match in matches:
+        start, end = places[match.start()], places[match.end() - 1] + 1
+        out += [block[at:start], shown(block[start:end])]
+        at = end
+    return "".join([*out, block[at:]])
+
+
+def _either(patterns: list[str], depth: int = 3) -> str:
+    """One pattern for many, parted by how they begin: else each would be tried at every place of a text."""
+    heads: dict[str, list[str]] = {}
+    for pattern in patterns:
+        token = _TOKEN.match(pattern)
+        head = token[0] if token is not None and depth else ""
+        heads.setdefault(head or pattern, []).append(pattern[len(head) :] if head else "")
+    parts = [
+        head + (rest[0] if len(rest) == 1 else f"(?:{_either(rest, depth - 1)})") for head, rest in heads.items()
+    ]
+    return "|".join(parts)
+
+
+_TOKEN = re.compile(r"\\.|\[[^\]]*\]|.", re.DOTALL)
+
+
+# ---------------------------------------------------------------- the forms of a value
+
+
+def _parts(value: str) -> list[str]:
+    """What is looked for: the value, without the space around it, and each of its lines on its own."""
+    return [part for part in dict.fromkeys((value, value.strip(), *value.splitlines())) if len(part) >= MIN_LENGTH]
+
+
+def maskable(value: str) -> bool:
+    """Whether a value is long enough to be hidden."""
+    return bool(_parts(value))
+
+
+def _written(part: str) -> dict[str, str]:
+    """Form → the pattern that finds it, for every way in which tools write a value."""
+    raw = part.encode("utf-8", "surrogateescape")
+    found = {part: re.escape(part)}
+    for form in (*_json(part), *_quoted(part, raw), *_html(part), *_base64(raw)):
+        found.setdefault(form, _any_case(re.escape(form), r"\\\\[ux][0-9a-f]{2,4}"))
+    for form in _percent(raw):
+        found.setdefault(form, _any_case(re.escape(form), "%[0-9A-F]{2}"))
+    found[raw.hex()] = _any_case(raw.hex(), "[0-9a-f]+")
+    return found
+
+
+def _any_case(pattern: str, digits: str) -> str:
+    """`pattern` with the hexadecimal letters of what `digits` finds in it in either case."""
+
+    def either(match: re.Match[str]) -> str:
+        text = match[0]
+        head = 3 if text.startswith("\\") else 0  # the `\\u` of an escape is in lower case always
+        return text[:head] + re.sub("[A-Fa-f]", lambda m: f"[{m[0].lower()}{m[0].upper()}]", text[head:])
+
+    return re.sub(digits, either, pattern)
+
+
+def _json(part: str) -> list[str]:
+    escaped = [encode_basestring_ascii(part)[1:-1], encode_basestring(part)[1:-1]]
+    escaped += [form.replace("/", "\\/") for form in escaped]  # PHP
+    tags = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+    for form in list(escaped):
+        escaped.append(re.sub("[<>&]", lambda m: tags[m[0]], form))  # Go
+        escaped.append(re.sub("[<>&'+]", lambda m: f"\\u{ord(m[0]):04x}", form))  # .NET
+    return escaped
+
+
+def _quoted(part: str, raw: bytes) -> list[str]:
+    """As Python's repr, error messages and shells quote it."""
+    python = repr("\"'" + part)[4:-1]
+    shell = [part.replace("'", "'\\''"), part.replace("'", "'\"'\"'")]
+    words = re.sub(r"([^\w@%+=:,./-])", r"\\\1", part, flags=re.ASCII)
+    double = re.sub(r'(["$`\\])', r"\\\1", part)
+    return [python, python.replace("\\'", "'"), repr(raw)[2:-1].replace("\\'", "'"), *shell, words, double]
+
+
+def _html(part: str) -> list[str]:
+    plain = part.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    quotes = [plain.replace('"', "&quot;")]
+    return [plain, *quotes, *[quotes[0].replace("'", mark) for mark in ("&#x27;", "&#39;", "&apos;")]]
+
+
+def _percent(raw: bytes) -> list[str]:
+    return [
+        quote(raw, safe=""),
+        quote(raw),
+        quote_plus(raw),
+        quote(raw, safe="!'()*"),  # encodeURIComponent
+        quote(raw, safe=";,/?:@&=+$!*'()#"),  # encodeURI
+        "".join([f"%{byte:02X}" for byte in raw]),
+    ]
+
+
+def _base64(raw: bytes) -> list[str]:
+    """At the three alignments at which it can stand inside a longer text, in both alphabets."""
+    out = []
+    for shift in range(3):
+        start = (shift * 8 + 5) // 6
+        end = (shift + len(raw)) * 8 // 6
+        for encode in (b64encode, urlsafe_b64encode):
+            out.append(encode(b"\0" * shift + raw).decode("ascii")[start:end])
     return out
+
+
+def _is_coded(form: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9+/=_-]+", form) is not None
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from dagrun.core.names import Json, NodeId
+from dagrun.core.permissions import Permissions
 from dagrun.core.plan import Plan, all_needs
 from dagrun.core.value import value
 from dagrun.core.workflow import Fault, Limits, Node, Workflow
@@ -156,6 +157,7 @@ class Draft:
 
     Of the run that the graph belongs to: `frozen` have run or run, they keep their needs; `retired`
     are superseded for good: nothing is lost with their needs; `aliases` are their stand-ins.
+    `permissions` are those of the run.
     """
 
     nodes: dict[NodeId, Node]
@@ -165,6 +167,7 @@ class Draft:
     frozen: frozenset[NodeId] = frozenset()
     retired: frozenset[NodeId] = frozenset()
     aliases: Mapping[NodeId, NodeId] = field(default_factory=dict)
+    permissions: Permissions | None = None
     changed: dict[NodeId, Node] = field(default_factory=dict)
     removed: dict[NodeId, str] = field(default_factory=dict)
     skipped: dict[NodeId, str] = field(default_factory=dict)
@@ -243,5 +246,6 @@ def draft(workflow: Workflow, used_ids: Iterable[NodeId] = ()) -> Draft:
         nodes=dict(workflow.nodes),
         before=workflow.nodes,
         limits=workflow.limits,
+        permissions=workflow.permissions,
         used_ids=set(used_ids) | workflow.nodes.keys(),
     )

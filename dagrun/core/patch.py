@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
+from dagrun.core.ceiling import stand_in
 from dagrun.core.names import ID_MAX, NodeId
 from dagrun.core.operation import (
     Alternative,
@@ -209,11 +210,11 @@ def _fallback(work: Draft, op: Fallback, at: int) -> None:
         work.fault(at, "with", "self-need", message, "give it inputs from what comes before")
         return
     name = fallback_id(op.id, work.used_ids)
-    # without outputs of its own it inherits the contract of the node that it stands in for
+    # without outputs of its own it inherits the contract of the node that it stands in for, and its ceiling always
     outputs = own.outputs or failed.outputs
     schema = own.output_schema if own.outputs or own.output_schema is not None else failed.output_schema
     needs = union(all_needs(failed), own.needs)
-    node = replace(own, id=name, needs=needs, outputs=outputs, output_schema=schema)
+    node = replace(stand_in(work.permissions, failed, own), id=name, needs=needs, outputs=outputs, output_schema=schema)
     work.add(_resolved(work, _with_condition(node, failed)), at)
     for user in work.dependents(op.id):
         if user != name and user not in work.frozen:

@@ -1,9 +1,8 @@
-"""What a scope may do, and the lattice in which a scope inside another only ever gets less.
+"""What a scope may do, as its author declares it, and what a node ends up with. Only the types.
 
-Scopes nest: run → node → nodes that a patch of that node inserted. What a scope does not say is
-the parent's. `meet` gives what a child ends up with, `leq` says whether one asks for no more than
-another. Pure: paths are text, relative to the project directory; symlinks are resolved where a
-sandbox opens them.
+Scopes nest: run → node → nodes that a patch of that node inserted; each inside another only ever
+gets less. What that means is `lattice.py`; whether one asks for more than another is `excess.py`.
+Paths are text, relative to the project directory; symlinks are resolved where a sandbox opens them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dagrun.core.value import value
 
 Isolation: TypeAlias = Literal["none", "context", "process", "container"]
 LEVELS: tuple[Isolation, ...] = ("none", "context", "process", "container")
-# a tuple is an allow-list of `host` or `host:port`, lower-case
+# a tuple is an allow-list of `host`, `host:port` or `*.domain`, lower-case; `host` is every port of it
 Network: TypeAlias = Literal["none", "any"] | tuple[str, ...]
 
 
@@ -67,3 +66,8 @@ class Effective:
         if self.isolation == "container":
             return True
         return self.isolation == "process" and (self.paths is not None or self.network is not None)
+
+
+def higher(a: Isolation, b: Isolation) -> Isolation:
+    """The level that isolates more."""
+    return max(a, b, key=LEVELS.index)

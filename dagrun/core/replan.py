@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from dagrun.core.event import PatchAdmitted, PatchProposed, PatchRefused
 from dagrun.core.names import SETTLED, Json, NodeId, RunStatus, Status
+from dagrun.core.narrowing import check_fallbacks, narrow
 from dagrun.core.patch import (
     Alternative,
     Draft,
@@ -81,10 +82,14 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
 
 
-def admit(state: RunState, patch: Patch, *, by: str, actor: Actor = "human", undoes: int = 0) -> Verdict:
+def admit(
+    state: RunState, patch: Patch, *, by: str, actor: Actor = "human", undoes: int = 0, maker: str = ""
+) -> Verdict:
     """Check a whole patch against the head of a run.
 
     The base is not compared here (`stale_base` does): whoever calls decided to build on the head.
+    `maker` is who wrote a patch that a human lets in, as `by` named it then: what a node may hand on
+    does not grow by that.
     Linear in the nodes for the new plan; the checks cost the degree of what is touched.
     """
     verdict = Verdict()
@@ -98,6 +103,7 @@ def admit(state: RunState, patch: Patch, *, by: str, actor: Actor = "human", und
     apply(work, patch)
     _close_reruns(state, work, patch)
     _check_settled(state, work, patch)
+    _check_permissions(state, work, patch, actor, by if actor == "node" else maker)
     _check_whole(state, work, patch, verdict)
     if actor == "node":
         check_limits(state, work, patch)
@@ -331,6 +337,18 @@ def _dead(state: RunState, work: Draft, name: NodeId, strict: bool) -> str:
 
 
 # ---------------------------------------------------------------- the whole
+
+
+def _check_permissions(state: RunState, work: Draft, patch: Patch, actor: Actor, maker: str) -> None:
+    """Nobody hands on more than he has; a node that nothing holds costs nothing here."""
+    workflow = state.plan.workflow
+    if actor != "declared":
+        check_fallbacks(workflow, work, patch)
+    by_node = maker.startswith("node:")
+    if actor == "human" and not by_node:
+        return
+    i = state.plan.index.get(maker.removeprefix("node:")) if by_node else None
+    narrow(workflow, work, patch, None if i is None else state.plan.nodes[i])
 
 
 def _check_whole(state: RunState, work: Draft, patch: Patch, verdict: Verdict) -> None:

@@ -53,6 +53,7 @@ class Attempt:
     outcome: Outcome | None = None
     finish: AttemptFinished | None = None
     inputs_digest: str = ""
+    sandbox: str = ""
     reserved: Mapping[str, float] = field(default_factory=dict)  # what it holds, whatever a patch makes of its node
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dagrun.core.event import AttemptFinished
+    from dagrun.core.permissions import Isolation
     from dagrun.core.state import Attempt, RunState
     from dagrun.core.workflow import Node
 
@@ -51,7 +52,8 @@ class TraceEntry:
 
     `duration_ms` is the time worked: the sum of its attempts, without the delays between them.
     `retries` are attempts after the first. `error` says why the last attempt of a node that did
-    not complete ended so, `reason` why a node was skipped, cancelled or adopted. Digests are
+    not complete ended so, `reason` why a node was skipped, cancelled or adopted. `isolation` is the
+    level it runs at, `sandbox` the back end that held its last attempt ("": none). Digests are
     sha256, empty when there is nothing. Texts are as the node wrote them: not safe for a screen.
     """
 
@@ -80,6 +82,7 @@ class TraceEntry:
     title: str = ""
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    sandbox: str = ""
 
 
 _ENTRY_FIELDS = tuple(f.name for f in fields(TraceEntry))
@@ -113,7 +116,7 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
         run_id=state.created.run_id,
         revision=tried[-1].revision if tried else state.plan.revision,
         kind=node.kind,
-        isolation=node.isolation,
+        isolation=_level(state, node),
         attempts=attempts,
         error=attempts[-1].error if attempts and status is not Status.COMPLETED else "",
         reason=node_reason(state, i),
@@ -123,7 +126,18 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
         title=node.title,
         stdout_bytes=last.stdout_bytes if last else 0,
         stderr_bytes=last.stderr_bytes if last else 0,
+        sandbox=tried[-1].sandbox if tried else "",
     )
+
+
+def _level(state: RunState, node: Node) -> Isolation:
+    """The level that a node runs at: its own, or the floor of a scope above it."""
+    ceiling = state.plan.workflow.permissions
+    if ceiling is None and node.permissions is None:
+        return node.isolation
+    from dagrun.core.lattice import effective  # 2 ms that a plain flow has no use for
+
+    return effective(ceiling, node.permissions, node.isolation).isolation
 
 
 def _digest(outputs: Mapping[str, Json]) -> str:

@@ -243,6 +243,17 @@ class Workflow:
     digest: str = ""
 
 
+def docker_of(workflow: Workflow, node: Node) -> Docker:
+    """The container of a node: its own, with the workflow's image and user where it names none.
+
+    A node with a `docker` of its own says itself whether its image may be fetched.
+    """
+    own, given = node.docker, workflow.docker
+    if own is None or given is None:
+        return own or given or Docker()
+    return Docker(image=own.image or given.image, pull=own.pull, user=own.user or given.user)
+
+
 def param_accepts(param: Param, value: Json) -> bool:
     """Whether a JSON value fits the type and the enum of a param."""
     fits = {

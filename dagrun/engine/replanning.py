@@ -8,15 +8,18 @@ commands into the run waits for a human.
 from __future__ import annotations
 
 from dataclasses import replace
+from json import loads
 from time import time
+from typing import cast
 
-from dagrun.core.event import EscalationFailed, Event, PatchRefused, ReviewRequested
-from dagrun.core.names import NodeId, Outcome
+from dagrun.core.event import EscalationFailed, Event, PatchRefused, ReviewRequested, decode, encode
+from dagrun.core.mask import Masker
+from dagrun.core.names import Json, NodeId, Outcome
 from dagrun.core.patch import Alternative, Fallback, Insert, Modify, Patch, Retry, Trigger
 from dagrun.core.patchlimits import applied_often, chain_end
 from dagrun.core.replan import Actor, admit, chain_length, fallback_patch, proposal, refusal, stale_base
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Fault, OnFailure
+from dagrun.core.workflow import Fault, Node, OnFailure
 from dagrun.engine.bench import Workbench
 from dagrun.errors import InputError
 
@@ -100,8 +103,14 @@ def _ask(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> Event:
 # ---------------------------------------------------------------- what a node wrote to $DAGRUN_PATCH
 
 
-def patch_from_node(state: RunState, node: NodeId, data: bytes) -> list[Event]:
-    """The verdict on a patch that a node wrote: admitted, refused, or proposed to a human."""
+def patch_from_node(state: RunState, node: NodeId, data: bytes, mask: Masker) -> list[Event]:
+    """The verdict on a patch that a node wrote: admitted, refused, or proposed to a human; nothing secret in it."""
+    events = _judge(state, node, data)
+    # the text was masked already, but what is quoted in a quotation only shows once it was read
+    return [decode(cast("dict[str, Json]", mask.value(loads(encode(e))))) for e in events] if mask else events
+
+
+def _judge(state: RunState, node: NodeId, data: bytes) -> list[Event]:
     from dagrun.flowfile.patchfile import read_patch
 
     by = f"node:{node}"
@@ -129,16 +138,22 @@ def patch_from_node(state: RunState, node: NodeId, data: bytes) -> list[Event]:
 def _new_commands(state: RunState, patch: Patch) -> list[NodeId]:
     """Nodes of a patch whose command is not the author's: neither a template's nor the node's own."""
     workflow = state.plan.workflow
-    known = {node.run for node in (*workflow.templates.values(), *workflow.nodes.values())}
+    known = {run for node in (*workflow.templates.values(), *workflow.nodes.values()) for run in _commands(node)}
     found: list[NodeId] = []
     for operation in patch.operations:
         match operation:
             case Insert(id=name, node=node) | Fallback(id=name, node=node) | Modify(id=name, node=node):
-                found += [name] if node.run not in known else []
+                found += [name] if not known.issuperset(_commands(node)) else []
             case Retry(id=name, node=changed):
-                found += [name] if changed is not None and changed.run not in known else []
+                found += [name] if changed is not None and not known.issuperset(_commands(changed)) else []
             case Alternative(nodes=nodes):
-                found += [name for name, node in nodes.items() if node.run not in known]
+                found += [name for name, node in nodes.items() if not known.issuperset(_commands(node))]
             case _:
                 pass
     return found
+
+
+def _commands(node: Node) -> list[str | tuple[str, ...]]:
+    """What a node runs, and what the fallbacks written into it would."""
+    inline = node.on_failure.fallback_node if node.on_failure is not None else None
+    return [node.run, *(_commands(inline) if inline is not None else ())]

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from select import select
 from time import monotonic
+from typing import cast
 
 from dagrun.core.event import Event, PatchAdmitted, ProposalDecided, ReviewDecided, encode
 from dagrun.core.names import Json, NodeId
 from dagrun.core.patch import Patch
 from dagrun.core.replan import Verdict, admit, refusal
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Fault
+from dagrun.core.workflow import Fault, node_from_json
+from dagrun.engine.bench import is_guarded
 from dagrun.errors import ConflictError, InputError, NotFoundError, Problem
 from dagrun.store.context import ContextStore
 from dagrun.store.history import Follower, History, load_state
@@ -37,12 +39,31 @@ class Submitted:
 
 
 def preview(
-    run: RunDir, make: Callable[[RunState], Patch], *, by: str, undoes: int = 0
+    run: RunDir, make: Callable[[RunState], Patch], *, by: str, undoes: int = 0, proposal: int = 0
 ) -> tuple[RunState, Patch, Verdict]:
-    """What a patch would do to the head of a run; nothing is written."""
+    """What a patch would do to the head of a run; nothing is written. Its warnings say what can't be held here."""
     state = load_state(run)
     patch = make(state)
-    return state, patch, admit(state, patch, by=by, undoes=undoes)
+    verdict = admit(state, patch, by=by, undoes=undoes, maker=_maker(state, proposal))
+    if verdict.event is not None:
+        verdict.warnings += _unheld(state, verdict.event)
+    return state, patch, verdict
+
+
+def _unheld(state: RunState, event: PatchAdmitted) -> list[str]:
+    """The new and changed nodes that would be denied on this machine, in words."""
+    workflow = state.plan.workflow
+    nodes = [node_from_json(cast("dict[str, Json]", data)) for data in event.nodes.values()]
+    if not any(is_guarded(workflow.permissions, node) for node in nodes):
+        return []
+    from dagrun.engine.confine import unheld
+
+    return unheld(replace(workflow, templates={}), nodes)
+
+
+def _maker(state: RunState, proposal: int) -> str:
+    """Who made a proposal, whoever lets it in; empty for a patch that is none."""
+    return state.proposals[proposal].by if proposal in state.proposals else ""
 
 
 def submit(
@@ -73,7 +94,7 @@ def submit(
                 journal.write([encode(refusal(state, patch, [fault], by))])
                 raise _moved(run, state, base)
             patch = replace(patch, base=head)  # rebased: what was checked is the head, and the history says so
-            verdict = admit(state, patch, by=by, undoes=undoes)
+            verdict = admit(state, patch, by=by, undoes=undoes, maker=_maker(state, proposal))
             if verdict.event is None:
                 journal.write([encode(refusal(state, patch, verdict.faults, by))])
                 raise refused(run, verdict)

@@ -8,6 +8,7 @@ all. Imported only when the cache does not know the file.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -15,7 +16,8 @@ from hashlib import sha256
 from pydantic import ValidationError
 
 from dagrun.core.check import check, check_node
-from dagrun.core.workflow import Fault, Node, Workflow
+from dagrun.core.permissions import NO_PERMISSIONS, higher
+from dagrun.core.workflow import Docker, Fault, Node, Workflow
 from dagrun.errors import InputError, Problem
 from dagrun.flowfile import ids
 from dagrun.flowfile.convert import Converter
@@ -101,6 +103,7 @@ _STUBS: dict[str, dict[str, Value]] = {
     "params": {},
     "secrets": {"env": "NAME"},
 }
+_BY_KEY = ("defaults", "limits", "permissions", "docker")  # of which only the wrong keys are taken out
 _BY_NAME = ("inputs", "outputs", "env")
 _NODES = ("nodes", "templates")
 
@@ -111,16 +114,10 @@ def _without(value: dict[str, Value], places: Iterable[Path], depth: int) -> dic
     copied: set[Path] = set()
     for path in places:
         holder, top = made, str(path[0])
-        if len(path) == 1 or not isinstance(made.get(top), dict) or top not in ("defaults", "limits", *_STUBS):
+        if len(path) == 1 or not isinstance(made.get(top), dict) or top not in (*_BY_KEY, *_STUBS):
             made.pop(top, None)
             continue
-        keep = (
-            1
-            if top in ("defaults", "limits")
-            else 2
-            if top not in _NODES or len(path) < 4 or path[2] not in _BY_NAME
-            else 3
-        )
+        keep = 1 if top in _BY_KEY else 2 if top not in _NODES or len(path) < 4 or path[2] not in _BY_NAME else 3
         steps = path[: min(keep + 1, depth, len(path))]
         for k in range(1, len(steps)):
             inner = holder[str(path[k - 1])]
@@ -157,7 +154,7 @@ def _graph(workflow: Workflow, value: Value, broken: set[Path]) -> list[Fault]:
     """Faults of references, expressions and graph, without those that only follow from `broken` parts."""
     if broken:
         workflow = _opened(workflow, broken)
-    found = [_rooted(f, value) for f in [*check(workflow), *_inline(workflow)]]
+    found = [_rooted(_named(f, value), value) for f in [*check(workflow), *_inline(workflow)]]
     tops = {p[0] for p in broken if p}
     hidden = {"unknown-resource", "over-limit"} if "limits" in tops else set()
     if "templates" in tops:
@@ -165,7 +162,8 @@ def _graph(workflow: Workflow, value: Value, broken: set[Path]) -> list[Fault]:
     return [
         f
         for f in [*found, *_warnings(workflow, value)]
-        if not any(f.path[:n] in broken for n in range(1, len(f.path) + 1) if n > 2 or f.path[0] not in _NODES)
+        if not (f.code == "no-meaning" and f.path[0] == "defaults")  # what is there for others
+        and not any(f.path[:n] in broken for n in range(1, len(f.path) + 1) if n > 2 or f.path[0] not in _NODES)
         and f.code not in hidden
     ]
 
@@ -192,15 +190,29 @@ def _opened(workflow: Workflow, broken: set[Path]) -> Workflow:
             node = replace(node, inputs=_Open(node.inputs))  # type: ignore[arg-type]
         if node and (unknown or own & {"outputs", "output_schema"}):
             node = replace(node, outputs=_Open(node.outputs))  # type: ignore[arg-type]
+        if node and node.review is None and (unknown or own & _CONFINING):
+            node = _unconfined(workflow, node)
         if node:
             made[group][name] = node
     tops = {str(p[0]) for p in broken if len(p) == 1}
     params: Mapping[str, object] = _Open(workflow.params) if "params" in tops else workflow.params
     secrets: Mapping[str, object] = _Open(workflow.secrets) if "secrets" in tops else workflow.secrets
-    return replace(workflow, **made, params=params, secrets=secrets)  # type: ignore[arg-type]
+    docker = Docker(image="unknown") if broken & _DOCKER else workflow.docker
+    return replace(workflow, **made, params=params, secrets=secrets, docker=docker)  # type: ignore[arg-type]
+
+
+def _unconfined(workflow: Workflow, node: Node) -> Node:
+    """A node of whose permissions, level and image only a part is known: it asks for what its run has."""
+    run = workflow.permissions or NO_PERMISSIONS
+    held = run.paths is not None or run.network is not None
+    level = higher(node.isolation, higher(run.isolation or "none", "process" if held else "none"))
+    docker = Docker(image="unknown") if level == "container" else None
+    return replace(node, isolation=level, permissions=None, docker=docker)
 
 
 _NODE_KEYS = frozenset(keys(NodeFile))
+_DOCKER: frozenset[Path] = frozenset({("docker",), ("docker", "image"), ("defaults", "docker", "image")})
+_CONFINING = frozenset({"isolation", "permissions", "docker"})
 
 
 def _keys_by_node(broken: set[Path]) -> dict[tuple[str, str], set[str]]:
@@ -212,6 +224,26 @@ def _keys_by_node(broken: set[Path]) -> dict[tuple[str, str], set[str]]:
     return found
 
 
+_SECRET = re.compile(r"names secret `([^`]*)`")
+
+
+def _named(fault: Fault, value: Value) -> Fault:
+    """The fault of one of a node's secrets belongs where its name stands, in whatever form that is."""
+    found = _SECRET.search(fault.message) if fault.code == "unknown-secret" else None
+    if found is None or "secrets" not in fault.path[2:]:
+        return fault
+    path = fault.path[: fault.path.index("secrets", 2) + 1]
+    own: Value | None = value
+    for step in path:
+        own = own.get(str(step)) if isinstance(own, dict) else None
+    for k, item in enumerate(own if isinstance(own, list) else ()):
+        if item == found[1]:
+            return fault._replace(path=(*path, k))
+        if isinstance(item, dict) and found[1] in item:
+            return fault._replace(path=(*path, k, found[1]), on_key=True)
+    return fault._replace(path=(*path, found[1]), on_key=True)
+
+
 def _rooted(fault: Fault, value: Value) -> Fault:
     """A fault in what a node has from `defaults:` belongs there, once."""
     path = fault.path
@@ -219,12 +251,13 @@ def _rooted(fault: Fault, value: Value) -> Fault:
         return fault
     nodes, defaults = value.get(str(path[0])), value.get("defaults")
     own: Value | None = nodes.get(str(path[1])) if isinstance(nodes, dict) else None
-    for step in path[2:4]:
+    for step in path[2:5]:
         if isinstance(own, dict) and isinstance(step, str) and step not in own:
             if isinstance(defaults, dict) and path[2] in defaults:
-                return fault._replace(
-                    path=("defaults", *path[2:]), message=fault.message.replace(f"node `{path[1]}`", "a node")
-                )
+                message = fault.message.replace(f"node `{path[1]}`", "a node")
+                if message.startswith(f"`{path[1]}` "):
+                    message = f"a node{message[len(str(path[1])) + 2 :]}"
+                return fault._replace(path=("defaults", *path[2:]), message=message)
             return fault
         own = own.get(step) if isinstance(own, dict) and isinstance(step, str) else None
     return fault
@@ -232,14 +265,6 @@ def _rooted(fault: Fault, value: Value) -> Fault:
 
 def _warnings(workflow: Workflow, value: Value) -> Iterable[Fault]:
     """What is no error, but probably not what was meant."""
-    reserved = next((n for n in workflow.nodes.values() if n.resources.keys() & {"cpu", "memory"}), None)
-    if reserved:
-        name = next(k for k in reserved.resources if k in ("cpu", "memory"))
-        message = f"`{name}` is a reservation for now: dagrun does not yet hold a node to it"
-        hint = "it keeps too many such nodes from running at once"
-        yield Fault(
-            ("nodes", reserved.id, "resources", name), "not-a-ceiling", message, hint, on_key=True, severity="warning"
-        )
     for node in workflow.nodes.values():
         for name, item in node.inputs.items():
             text = item.value

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from dagrun.core.names import Json, Outcome, Schedule, is_id
+from dagrun.core.permissions import LEVELS, Isolation
 from dagrun.core.workflow import (
     NO_RETRY,
     Fault,
@@ -24,6 +25,7 @@ from dagrun.core.workflow import (
     Workflow,
 )
 from dagrun.flowfile import contracts, fields
+from dagrun.flowfile.permissionschema import floor_of, to_docker, to_permissions
 from dagrun.flowfile.schema import (
     DefaultsFile,
     InputFile,
@@ -60,7 +62,7 @@ class Converter:
     def workflow(self, made: WorkflowFile, name: str, file: str, digest: str) -> Workflow:
         """The workflow of a file; `name` is for a file that gives none."""
         written = made.model_fields_set
-        folded = Defaults(made.defaults if "defaults" in written else None)
+        folded = defaults_of(made)
         templates = made.templates or {}
         return Workflow(
             name=made.name or name,
@@ -72,6 +74,8 @@ class Converter:
             durability=made.durability,
             fail_fast=made.fail_fast,
             secrets={n: self._secret(n, s) for n, s in (made.secrets or {}).items()} if made.secrets else {},
+            permissions=to_permissions(made.permissions) if "permissions" in written else None,
+            docker=to_docker(made.docker) if "docker" in written else None,
             outputs=made.outputs or {},
             templates={i: self.node(("templates", i), i, node, folded) for i, node in templates.items()},
             file=file,
@@ -94,9 +98,10 @@ class Converter:
             kw["retry"] = defaults.retry(made.retry)
         if "resources" in written:
             resources = dict(made.resources)
-            if "output" in resources:
-                kw["output_bytes"] = int(resources.pop("output"))
+            kw.update({field: int(resources.pop(key)) for key, field in _CEILINGS.items() if key in resources})
             kw["resources"] = resources
+        if not _CONFINING.isdisjoint(written) or defaults.confining:
+            self._confined(path, made, defaults, kw)
         if "inputs" in written:
             kw["inputs"] = {k: self._input((*path, "inputs", k), k, v) for k, v in made.inputs.items()}
         if "outputs" in written or "output_schema" in written:
@@ -106,6 +111,29 @@ class Converter:
         if "on_failure" in written:
             kw["on_failure"] = self._on_failure((*path, "on_failure"), name, made.on_failure, defaults)
         return Node(id=name, **kw)
+
+    def _confined(self, path: Path, made: NodeFile, defaults: Defaults, kw: dict[str, Any]) -> None:
+        """What confines a node, and the secrets that it gets all the same."""
+        written = made.model_fields_set
+        if "permissions" in written:
+            kw["permissions"] = to_permissions(made.permissions, defaults.permissions)
+        if "docker" in written:
+            kw["docker"] = to_docker(made.docker, defaults.docker)
+        if "secrets" in written:
+            forms: Mapping[str, str] = made.secrets
+            kw["secrets"] = tuple(name for name, form in forms.items() if form == "variable")
+            kw["secret_files"] = tuple(name for name, form in forms.items() if form == "file")
+        if "review" in written:
+            return
+        own = made.permissions if "permissions" in written else None
+        floor = max(floor_of(own, defaults.permissions), defaults.floor, key=LEVELS.index)
+        if "isolation" not in kw or LEVELS.index(kw["isolation"]) >= LEVELS.index(floor):
+            return
+        if "isolation" not in written:
+            kw["isolation"] = floor  # that of `defaults` gives way
+        elif made.isolation == "process":  # the core can't tell it from one that is not written
+            message = f"isolation `process` is less than `{floor}`, which permissions.isolation asks for"
+            self.faults.append(Fault((*path, "isolation"), "below-floor", message, f"write {floor}, or remove it"))
 
     def _on_failure(self, path: Path, name: str, made: OnFailureFile, defaults: Defaults) -> OnFailure:
         written = made.model_fields_set
@@ -255,7 +283,6 @@ _SAME = {
     "needs": "needs",
     "env": "env",
     "pass_env": "pass_env",
-    "secrets": "secrets",
     "if_": "condition",
     "artifacts": "artifacts",
     "timeout": "timeout_s",
@@ -267,22 +294,42 @@ _SAME = {
 }
 
 
+_CEILINGS = {"output": "output_bytes", "pids": "pids", "file_size": "file_size"}
+_CONFINING = frozenset({"isolation", "permissions", "docker", "secrets"})
+
+
 def _review(made: ReviewFile) -> Review:
     return Review(message=made.message, timeout_s=made.timeout, on_timeout=made.on_timeout)
 
 
 class Defaults:
-    """What `defaults:` gives to each node: `values` by field of Node, `of_review` those that a review takes."""
+    """What `defaults:` gives to each node: `values` by field of Node, `of_review` those that a review takes.
 
-    def __init__(self, made: DefaultsFile | None) -> None:
+    An isolation from `defaults` gives way to `floor`, the least level of the run.
+    """
+
+    def __init__(self, made: DefaultsFile | None, floor: Isolation = "none") -> None:
         written = made.model_fields_set if made else set()
+        self.floor: Isolation = floor
+        self.permissions = made.permissions if made and "permissions" in written else None
+        self.docker = made.docker if made and "docker" in written else None
         self._retry = made.retry if made and "retry" in written else None
         self.values: dict[str, Any] = {_SAME[k]: getattr(made, k) for k in written if k in _SAME}
         self.env: Mapping[str, str] = self.values.get("env", {})
         self.pass_env: tuple[str, ...] = self.values.get("pass_env", ())
         if self._retry:
             self.values["retry"] = self.retry(None)
+        if self.permissions:
+            self.values["permissions"] = to_permissions(self.permissions)
+        if self.docker:
+            self.values["docker"] = to_docker(self.docker)
+        self.confining = "isolation" in self.values
         self.of_review = {k: v for k, v in self.values.items() if k == "continue_on_error"}
+
+    @classmethod
+    def of_run(cls, workflow: Workflow) -> Defaults:
+        """Those of a run, whose nodes have theirs already: none but its floor."""
+        return cls(None, (workflow.permissions.isolation or "none") if workflow.permissions else "none")
 
     def retry(self, own: RetryFile | None) -> Retry:
         """A node's retry: its own keys over those of the defaults; without any it runs once."""
@@ -293,6 +340,13 @@ class Defaults:
         if "outcomes" in kw:
             kw["outcomes"] = frozenset(Outcome(o) for o in kw["outcomes"])
         return Retry(**kw) if self._retry or own else NO_RETRY
+
+
+def defaults_of(made: WorkflowFile) -> Defaults:
+    """What the nodes of a file have unless they say otherwise."""
+    written = made.model_fields_set
+    floor = floor_of(made.permissions) if "permissions" in written else "none"
+    return Defaults(made.defaults if "defaults" in written else None, floor)
 
 
 _RETRY = {

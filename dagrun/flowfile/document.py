@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, Schedule, parse_duration
+from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.workflow import (
     NO_RETRY,
+    Docker,
     Input,
     Limits,
     Node,
@@ -47,7 +49,7 @@ def node_to_document(node: Node, *, long: bool = False) -> dict[str, Json]:
     _put(made, "inputs", {name: _input(item, long) for name, item in node.inputs.items()}, {})
     _put(made, "env", dict(node.env), {})
     _put(made, "pass_env", list(node.pass_env), [])
-    _put(made, "secrets", list(node.secrets), [])
+    _put(made, "secrets", [*node.secrets, *({name: "file"} for name in node.secret_files)], [])
     _put(made, "if", node.condition, "")
     _put(made, "outputs", _outputs(node), {})
     _put(made, "output_schema", node.output_schema, None)
@@ -59,6 +61,10 @@ def node_to_document(node: Node, *, long: bool = False) -> dict[str, Json]:
     _put(made, "idempotent", node.idempotent, True)
     _put(made, "continue_on_error", node.continue_on_error, False)
     _put(made, "isolation", node.isolation, _PLAIN.isolation)
+    if node.permissions is not None:
+        made["permissions"] = permissions_to_document(node.permissions)
+    if node.docker is not None:
+        made["docker"] = _docker(node.docker, long)
     _put(made, "resources", _resources(node), {})
     _put(made, "estimate", duration(node.estimate_s), duration(0.0))
     if node.on_failure is not None:
@@ -75,6 +81,10 @@ def workflow_to_document(workflow: Workflow, *, long: bool = False) -> dict[str,
     _put(made, "schedule", str(workflow.schedule), str(Schedule.WAVES))
     _put(made, "durability", workflow.durability, "default")
     _put(made, "fail_fast", workflow.fail_fast, False)
+    if workflow.permissions is not None:
+        made["permissions"] = permissions_to_document(workflow.permissions)
+    if workflow.docker is not None:
+        made["docker"] = _docker(workflow.docker, long)
     _put(made, "secrets", {name: _secret(s) for name, s in workflow.secrets.items()}, {})
     made["nodes"] = {name: node_to_document(node, long=long) for name, node in workflow.nodes.items()}
     _put(made, "templates", {name: node_to_document(n, long=long) for name, n in workflow.templates.items()}, {})
@@ -159,6 +169,41 @@ def _output(output: Output) -> Json:
     return made
 
 
+def permissions_to_document(permissions: Permissions) -> dict[str, Json]:
+    """The permissions of a scope as they are written in a file."""
+    made: dict[str, Json] = {}
+    for key in ("tools", "models"):
+        _put(made, key, _list(getattr(permissions, key)), None)
+    if permissions.paths is not None:
+        made["paths"] = _paths(permissions.paths)
+    network = permissions.network
+    _put(made, "network", list(network) if isinstance(network, tuple) else network, None)
+    if permissions.cost_budget is not None:
+        made["cost_budget"] = dollars(permissions.cost_budget)
+    _put(made, "isolation", permissions.isolation, None)
+    return made
+
+
+def _paths(paths: Paths) -> Json:
+    made: dict[str, Json] = {}
+    _put(made, "read", _list(paths.read), None)
+    _put(made, "write", _list(paths.write), None)
+    _put(made, "deny", list(paths.deny), [])
+    return made
+
+
+def _list(items: tuple[str, ...] | None) -> list[str] | None:
+    return None if items is None else list(items)
+
+
+def _docker(docker: Docker, long: bool) -> Json:
+    made: dict[str, Json] = {}
+    _put(made, "image", docker.image, "")
+    _put(made, "pull", docker.pull, "never")
+    _put(made, "user", docker.user, "")
+    return docker.image if made.keys() == {"image"} and not long else made
+
+
 def _retry(retry: Retry) -> Json:
     plain = _PLAIN_RETRY
     made: dict[str, Json] = {}
@@ -174,6 +219,8 @@ def _retry(retry: Retry) -> Json:
 
 def _resources(node: Node) -> dict[str, Json]:
     made = amounts(node.resources)
+    _put(made, "pids", node.pids, 0)
+    _put(made, "file_size", size(node.file_size), size(0))
     _put(made, "output", size(node.output_bytes), size(_PLAIN.output_bytes))
     return made
 
@@ -231,6 +278,15 @@ def size(count: int) -> Json:
 
 def _number(amount: float) -> Json:
     return int(amount) if amount == int(amount) and abs(amount) < 1e15 else amount
+
+
+def dollars(nano: int) -> Json:
+    """Nano-dollars as the number of dollars that is read as exactly this amount; else as that text."""
+    whole, rest = divmod(nano, 10**9)
+    if not rest:
+        return whole
+    text = f"{whole}.{rest:09d}".rstrip("0")
+    return float(text) if repr(float(text)) == text else text
 
 
 def duration(seconds: float) -> Json:

@@ -24,7 +24,7 @@ from dagrun.core.workflow import Fault, Node, Workflow
 from dagrun.errors import BugError, InputError, Problem
 from dagrun.flowfile import explain, ids
 from dagrun.flowfile.assemble import assemble
-from dagrun.flowfile.convert import Converter, Defaults
+from dagrun.flowfile.convert import Converter, Defaults, defaults_of
 from dagrun.flowfile.differ import diff_files, same
 from dagrun.flowfile.document import duration, node_to_document, workflow_to_document
 from dagrun.flowfile.documents import Documents, NoDocuments
@@ -37,7 +37,9 @@ from dagrun.flowfile.surgery import Surgery, Unfit
 __all__ = ["Flow", "apply_to_file", "diff_files", "edit_file", "open_flow"]
 
 _BOM = b"\xef\xbb\xbf"
-_FIRST = ("version", "name", "description", "params", "limits", "schedule", "durability", "fail_fast", "secrets")
+_FIRST = frozenset(
+    "version name description params limits schedule durability fail_fast permissions docker secrets".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,7 @@ def open_flow(data: bytes, file: str, base_dir: str) -> Flow:
     workflow, _, _ = assemble(data, file, base_dir)
     tree = parse(data, file)
     made = WorkflowFile.model_validate(tree.value)
-    defaults = Defaults(made.defaults if "defaults" in made.model_fields_set else None)
-    return Flow(data, file, base_dir, workflow, defaults, tree)
+    return Flow(data, file, base_dir, workflow, defaults_of(made), tree)
 
 
 # ---------------------------------------------------------------- the model
@@ -311,8 +312,8 @@ class _Edit:
             given = self._given.get(key)
             if given is None or before.get(key) == value:
                 yield key, value
-            elif isinstance(given, dict) and isinstance(value, dict) and key == "env":
-                own = {k: v for k, v in value.items() if given.get(k) != v}
+            elif key in _BY_KEY:
+                own = _beyond(_long_form(value), _long_form(given))
                 yield from [(key, cast(Json, own))] if own else []
             elif isinstance(given, list) and isinstance(value, list) and key == "pass_env":
                 yield from [(key, [v for v in value if v not in given])] if value != given else []
@@ -321,6 +322,29 @@ class _Edit:
         for key in self._given:
             if key not in document and key in _BUILT_IN and (key in before or not before):
                 yield key, _BUILT_IN[key]
+
+
+_BY_KEY = frozenset({"env", "permissions", "docker"})  # what a node has of these is merged with what `defaults` has
+
+
+def _long_form(value: Json) -> dict[str, Json]:
+    return value if isinstance(value, dict) else {"image": value}
+
+
+def _beyond(value: Mapping[str, Json], given: Mapping[str, Json]) -> dict[str, Json]:
+    """What a node says beyond what `defaults` gives it."""
+    made: dict[str, Json] = {}
+    for key, own in value.items():
+        held = given.get(key)
+        if key == "deny" and isinstance(own, list) and isinstance(held, list):
+            own = [v for v in own if v not in held]
+            made.update({key: own} if own else {})
+        elif isinstance(own, dict) and isinstance(held, dict):
+            inner = _beyond(own, held)
+            made.update({key: inner} if inner else {})
+        elif own != held:
+            made[key] = own
+    return made
 
 
 _BUILT_IN: dict[str, Json] = {

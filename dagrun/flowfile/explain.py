@@ -32,6 +32,9 @@ _WORDS = {
     "secret": "a secret",
     "review": "a review",
     "on_failure": "`on_failure`",
+    "permissions": "`permissions`",
+    "paths": "`paths`",
+    "docker": "`docker`",
     "patch": "a patch",
     "trigger": "`trigger`",
     "edit": "`workflow`",
@@ -48,6 +51,9 @@ _MAPPINGS = {
     "templates": "nodes by id: {spare: {run: ./simple.sh}}",
     "review": "{message: …, timeout: 24h}",
     "on_failure": "{fallback: TEMPLATE, replan: FILE, review: {}}",
+    "permissions": "{paths: {read: [.], write: [out]}, network: none}",
+    "paths": "{read: [.], write: [out]}",
+    "docker": "{image: python:3.12-slim}",
     "trigger": "{type: failure, node: …, reason: …}",
     "set": "the keys to change: {timeout: 10m}",
     "node": "the keys of a node: {run: ./x.sh}",
@@ -61,6 +67,8 @@ _BELOW = {
         "secrets": "*secret",
         "limits": "limits",
         "defaults": "defaults",
+        "permissions": "permissions",
+        "docker": "docker",
     },
     "node": {
         "retry": "retry",
@@ -68,8 +76,11 @@ _BELOW = {
         "outputs": "*output",
         "review": "review",
         "on_failure": "on_failure",
+        "permissions": "permissions",
+        "docker": "docker",
     },
-    "defaults": {"retry": "retry"},
+    "defaults": {"retry": "retry", "permissions": "permissions", "docker": "docker"},
+    "permissions": {"paths": "paths"},
     "on_failure": {"fallback": "node", "review": "review"},
     "patch": {"trigger": "trigger"},
     "insert": {"node": "node"},
@@ -146,10 +157,10 @@ def _model(kind: str) -> type[BaseModel]:
 def _meant(key: str, kind: str) -> str:
     """What to write instead of an unknown key, or where it belongs."""
     known = keys(_model(kind))
-    found = words.meant(key, known)
+    found = words.inside(key, kind) or words.meant(key, known)
     if found:
         return found
-    others = ("workflow", "limits", "retry", "defaults", "node")
+    others = ("workflow", "limits", "retry", "defaults", "node", "permissions", "docker")
     homes = [_WORDS[k] for k in others if k != kind and key in keys(MODELS[k])]
     return f"`{key}` is a key of {' and '.join(homes)}" if homes else "its keys are " + ", ".join(known)
 

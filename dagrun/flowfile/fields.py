@@ -375,24 +375,3 @@ def typed(value: Value, kind: str) -> Json:
     if not isinstance(value, list if kind == "array" else dict):
         raise wrong(f"{'a list' if kind == 'array' else 'a mapping'} is wanted here, not {describe(value)}")
     return json(value)
-
-
-def amounts(value: Value, *, sizes: tuple[str, ...] = ("memory",)) -> dict[str, float]:
-    """Resources by name: `sizes` in bytes, any other as a number of units above zero."""
-    if not isinstance(value, dict):
-        raise wrong(f"a mapping of resources is wanted here, not {describe(value)}", "write {cpu: 2, memory: 512M}")
-    got: dict[str, float] = {}
-    defects: list[Defect] = []
-    for name, item in value.items():
-        if name in ("pids", "file_size"):
-            defects.append(Defect(f"the resource `{name}` is not supported yet", "remove it", (name,), "not-yet", True))
-            continue
-        if not is_id(name):
-            defects.append(Defect(f"`{name}` is no id", id_rule(name), (name,), "bad-id", True))
-        try:
-            got[name] = size(item) if name in sizes else number(item, least=0)
-        except Wrong as error:
-            defects += [d._replace(at=(name, *d.at)) for d in error.defects]
-    if defects:
-        raise Wrong(*defects)
-    return got

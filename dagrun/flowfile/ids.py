@@ -45,7 +45,7 @@ def _group(nodes: dict[str, Value], key: str, what: str) -> Iterator[Fault]:
 _LOOK = frozenset({"inputs", "outputs", "review", "on_failure"})
 _RUN_ONLY = frozenset(
     "run shell cwd env pass_env secrets outputs output_schema artifacts retry timeout grace idempotent isolation"
-    " resources".split()
+    " permissions docker resources".split()
 )
 
 

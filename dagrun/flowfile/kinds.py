@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from dagrun.core.names import ID_MAX, ID_PATTERN, Json
 from dagrun.flowfile import fields
+from dagrun.flowfile.amounts import amounts, ceilings
 from dagrun.flowfile.source import Value
 
+ABSENT: Any = None  # the default of a key that was not written; typed Any, since the key's type has no None
+STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=False, defer_build=True)
 T = TypeVar("T")
 PARAM_TYPES = ("string", "integer", "number", "boolean", "array", "object")
 RETRY_OUTCOMES = ("failed", "timed_out", "over_limit", "invalid_output")
@@ -46,7 +49,7 @@ def _list(check: Callable[[Value], str], *, one: bool = False) -> PlainValidator
 
 
 _TEXT_SCHEMA = {"type": SCALAR}
-_TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
+TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
 _ID_SCHEMA = {"type": "string", "pattern": f"^{ID_PATTERN}$", "maxLength": ID_MAX}
 _DURATION_SCHEMA = {
     "anyOf": [
@@ -71,10 +74,9 @@ Period = Annotated[float, plain(fields.positive_duration), WithJsonSchema(_DURAT
 AnyJson = Annotated[Any, plain(fields.json), WithJsonSchema(_JSON_SCHEMA)]
 Raw = Annotated[Any, WithJsonSchema(_JSON_SCHEMA)]
 Key = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})]
-Texts = Annotated[tuple[str, ...], _list(fields.filled), WithJsonSchema(_TEXTS_SCHEMA)]
-Globs = Annotated[tuple[str, ...], _list(fields.glob), WithJsonSchema(_TEXTS_SCHEMA)]
-Variables = Annotated[tuple[str, ...], _list(fields.variable_pattern), WithJsonSchema(_TEXTS_SCHEMA)]
-Names = Annotated[tuple[str, ...], _list(fields.variable), WithJsonSchema(_TEXTS_SCHEMA)]
+Texts = Annotated[tuple[str, ...], _list(fields.filled), WithJsonSchema(TEXTS_SCHEMA)]
+Globs = Annotated[tuple[str, ...], _list(fields.glob), WithJsonSchema(TEXTS_SCHEMA)]
+Variables = Annotated[tuple[str, ...], _list(fields.variable_pattern), WithJsonSchema(TEXTS_SCHEMA)]
 Ident = Annotated[str, plain(fields.ident), WithJsonSchema(_ID_SCHEMA)]
 Needs = Annotated[
     tuple[str, ...],
@@ -114,13 +116,6 @@ def choice(*names: str) -> tuple[PlainValidator, WithJsonSchema]:
     return plain(fields.choice(*names)), WithJsonSchema({"enum": list(names)})
 
 
-def isolation(value: Value) -> str:
-    if value in ("context", "container"):
-        message = f"isolation `{value}` is not supported yet"
-        raise fields.wrong(message, "for a command there are `none` and `process`", "not-yet")
-    return fields.choice("none", "process")(value)
-
-
 def version(value: Value) -> int:
     if isinstance(value, str) and value.strip() == "1":
         return 1
@@ -138,10 +133,6 @@ def decimal(least: float, most: float) -> tuple[PlainValidator, WithJsonSchema]:
     return plain(lambda v: float(fields.number(v, least=least, most=most))), WithJsonSchema(schema)
 
 
-def _resources(value: Value) -> dict[str, float]:
-    return fields.amounts(value, sizes=("memory", "output"))
-
-
 _AMOUNTS: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -150,8 +141,12 @@ _AMOUNTS: dict[str, Any] = {
     },
     "additionalProperties": {"type": "number", "minimum": 0},
 }
-_OUTPUT_CAP = {**_SIZE_SCHEMA, "description": "What an attempt may write to stdout and stderr together (256M)."}
-Amounts = Annotated[dict[str, float], plain(fields.amounts), WithJsonSchema(_AMOUNTS)]
+_CEILINGS: dict[str, Any] = {
+    "pids": {"type": "integer", "minimum": 1, "description": "Processes and threads at a time, a ceiling."},
+    "file_size": {**_SIZE_SCHEMA, "description": "The size of each file that it writes, a ceiling."},
+    "output": {**_SIZE_SCHEMA, "description": "What an attempt may write to stdout and stderr together (256M)."},
+}
+Amounts = Annotated[dict[str, float], plain(amounts), WithJsonSchema(_AMOUNTS)]
 
 
 def _growth(value: Value) -> tuple[int, int | None]:
@@ -209,6 +204,6 @@ Growth = Annotated[
 ]
 Resources = Annotated[
     dict[str, float],
-    plain(_resources),
-    WithJsonSchema({**_AMOUNTS, "properties": {**_AMOUNTS["properties"], "output": _OUTPUT_CAP}}),
+    plain(ceilings),
+    WithJsonSchema({**_AMOUNTS, "properties": {**_AMOUNTS["properties"], **_CEILINGS}}),
 ]

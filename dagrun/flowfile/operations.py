@@ -114,7 +114,8 @@ class Builder:
         self.documents = documents
         self.faults: list[Fault] = []
         self.written: Json = None
-        self._defaults = defaults or Defaults(None)
+        self._plain = Defaults.of_run(workflow)
+        self._defaults = defaults or self._plain
         self._draft: op.Draft | None = None
         self._done: list[op.Operation] = []
         self._unsure: set[str] = set()  # ids that an operation would bring, were it right
@@ -299,7 +300,7 @@ class Builder:
             steps = changes.get("on_failure")
             known = named_patches(present) if not (isinstance(steps, dict) and "replan" in steps) else {}
             converter = Converter(KnownDocuments(self.documents, known))
-            node = converter.node((kind, "set"), present.id, made, Defaults(None))
+            node = converter.node((kind, "set"), present.id, made, self._plain)
             self.faults += converter.faults
             return node
         self.faults += [f._replace(path=(kind, "set", *f.path)) for f in found]

@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from dagrun.flowfile import fields, schema
+from dagrun.flowfile import fields
 from dagrun.flowfile import kinds as k
-from dagrun.flowfile.kinds import Amounts, Bool, Ident, Key, Needs, Period, Text, Texts
-from dagrun.flowfile.schema import ABSENT, NodeFile, TemplateOrNode
+from dagrun.flowfile.kinds import ABSENT, STRICT, Amounts, Bool, Ident, Key, Needs, Period, Text, Texts
+from dagrun.flowfile.schema import NodeFile, TemplateOrNode
 from dagrun.flowfile.source import Value
 
 _MAP: dict[str, Any] = {"type": "object"}
@@ -53,7 +53,7 @@ _ID = Field(description="The id of the node.")
 
 
 class _Part(BaseModel):
-    model_config = schema.STRICT
+    model_config = STRICT
 
 
 class InsertFile(_Part):

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     WithJsonSchema,
@@ -29,6 +28,8 @@ from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S
 from dagrun.flowfile import fields, shorts
 from dagrun.flowfile import kinds as k
 from dagrun.flowfile.kinds import (
+    ABSENT,
+    STRICT,
     Amounts,
     AnyJson,
     Bool,
@@ -40,7 +41,6 @@ from dagrun.flowfile.kinds import (
     Growth,
     Key,
     Line,
-    Names,
     Needs,
     Outcomes,
     OutputPath,
@@ -52,11 +52,7 @@ from dagrun.flowfile.kinds import (
     Texts,
     Variables,
 )
-
-ABSENT: Any = None  # the default of a key that was not written; typed Any, since the key's type has no None
-
-
-STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=False, defer_build=True)
+from dagrun.flowfile.permissionschema import DockerFile, DockerKind, Level, NodeSecrets, PathsFile, PermissionsFile
 
 
 class _Model(BaseModel):
@@ -194,13 +190,17 @@ class _Runnable(_Model):
     continue_on_error: Bool = Field(
         False, description="A failure of the node does not fail the run nor skip its dependents."
     )
-    isolation: Annotated[
-        Literal["none", "process"], k.plain(k.isolation), WithJsonSchema({"enum": ["none", "process"]})
-    ] = Field("process", description="What confines the command: `process` (own process tree and limits) or `none`.")
+    isolation: Level = Field(
+        "process",
+        description="`process`: an own process tree, `paths` and `network` held by the kernel; `container`: Docker or"
+        " Podman; `context`: a scrubbed environment and an own temp folder; `none`: nothing.",
+    )
+    permissions: PermissionsFile = Field(ABSENT, description="What it may do, of what the workflow leaves.")
+    docker: DockerKind = Field(ABSENT, description="The container, for `isolation: container`: {image: …}.")
 
 
 class DefaultsFile(_Runnable):
-    """What every node has unless it says otherwise. `env` and `retry` are merged key by key."""
+    """What every node has unless it says otherwise. `env`, `retry`, `permissions` and `docker` are merged by key."""
 
 
 class NodeFile(_Runnable):
@@ -218,7 +218,9 @@ class NodeFile(_Runnable):
     inputs: dict[Key, Annotated[InputFile, BeforeValidator(shorts.given)]] = Field(
         ABSENT, description="Data from other nodes and params: NAME: nodes.ID.OUTPUT."
     )
-    secrets: Names = Field(ABSENT, description="Declared secrets that the node gets as environment variables.")
+    secrets: NodeSecrets = Field(
+        ABSENT, description="Declared secrets that it gets: [A, {B: file}], $A the value, $B_FILE the name of a file."
+    )
     if_: Filled = Field(
         "", alias="if", description="A bare expression; without a status function `success() &&` is implied."
     )
@@ -227,7 +229,11 @@ class NodeFile(_Runnable):
         ABSENT, description="JSON Schema (or its file) of $DAGRUN_OUTPUT; its top-level properties become outputs."
     )
     artifacts: Globs = Field(ABSENT, description="Files to keep, as patterns relative to the project directory.")
-    resources: Resources = Field(ABSENT, description="What the node reserves: cpu, memory, gpu, any name; `output`.")
+    resources: Resources = Field(
+        ABSENT,
+        description="`cpu` and `memory`: reserved, and ceilings; `pids`, `file_size`, `output`: ceilings; any other"
+        " name: reserved.",
+    )
     estimate: Duration = Field(0.0, description="Your guess of its duration, for ordering and for `dagrun plan`.")
 
     @classmethod
@@ -261,6 +267,8 @@ class WorkflowFile(_Model):
     )
     defaults: DefaultsFile = Field(ABSENT, description="What every node has unless it says otherwise.")
     secrets: dict[str, SecretFile] = Field(ABSENT, description="Secrets by name; only nodes that name one get it.")
+    permissions: PermissionsFile = Field(ABSENT, description="What the run may do; every node gets this or less.")
+    docker: DockerKind = Field(ABSENT, description="The container of nodes that don't name their own: {image: …}.")
     nodes: dict[Key, NodeFile] = Field(description="The nodes by id, in any order.")
     templates: dict[Key, NodeFile] = Field(
         ABSENT, description="Nodes that run only when a fallback or a patch names them, by id."
@@ -269,7 +277,7 @@ class WorkflowFile(_Model):
     fail_fast: Bool = Field(False, description="Start nothing new after the first failure.")
 
 
-MODELS: dict[str, type[_Model]] = {
+MODELS: dict[str, type[BaseModel]] = {
     "workflow": WorkflowFile,
     "node": NodeFile,
     "defaults": DefaultsFile,
@@ -281,6 +289,9 @@ MODELS: dict[str, type[_Model]] = {
     "secret": SecretFile,
     "review": ReviewFile,
     "on_failure": OnFailureFile,
+    "permissions": PermissionsFile,
+    "paths": PathsFile,
+    "docker": DockerFile,
 }
 
 

@@ -54,6 +54,16 @@ def question(value: object) -> object:
     return {"message": value}
 
 
+def image(value: object) -> object:
+    """A `docker` in its short form, the image, as its long form."""
+    if not isinstance(value, str):
+        return value
+    if fields.is_null(value) or (value.__class__ is not str and value in ("true", "false")):
+        said = "nothing" if value == "" else f"`{value}`"
+        raise _refused(fields.Defect(f"an image is wanted here, not {said}", "write {image: python:3.12-slim}"))
+    return {"image": value}
+
+
 def steps(value: object) -> object:
     """`on_failure: review` as its long form."""
     if not isinstance(value, str):

@@ -19,7 +19,7 @@ _FOREIGN = {
     "cwd": "working_directory working-directory workdir work_dir working_dir dir chdir",
     "inputs": "input with args arguments",
     "outputs": "output results returns",
-    "artifacts": "artifact files paths",
+    "artifacts": "artifact files",
     "title": "label display_name",
     "params": "parameters param arguments variables inputs",
     "max_attempts": "attempts max max_retries retries limit count times",
@@ -47,20 +47,58 @@ _FOREIGN = {
     "modify": "update change edit set",
     "rewire": "move depends relink",
     "rerun": "redo restart",
+    "permissions": "permission perms permit rights acl allow access capabilities grants policy security",
+    "isolation": "sandbox sandboxed isolate isolated isolation_level isolation-level",
+    "docker": "container containers podman oci",
+    "tools": "tool allow allowed allowed_tools allowed-tools allow_tools toolset",
+    "paths": "path fs files filesystem mounts mount volumes volume binds dirs",
+    "network": "net networks hosts host egress internet allowed_hosts domains allowed_domains",
+    "cost_budget": "budget cost max_cost money spend budget_usd cost_limit",
+    "models": "model allowed_models",
+    "read": "ro readonly read_only read-only reads allow inputs",
+    "write": "rw writable writeable read_write writes output outputs",
+    "deny": "exclude excluded ignore forbid forbidden denied block hide hidden not",
+    "image": "img container_image name tag",
+    "pull": "pull_policy pull-policy imagepullpolicy image_pull_policy",
+    "user": "uid run_as runas run_as_user",
+    "file_size": "filesize fsize max_file_size",
     "enum": "choices options values one_of",
 }
 
 NOT_YET = {
-    "workflow": frozenset(
-        "permissions models mcp_servers provider docker finally concurrency on_event on cache matrix".split()
-    ),
+    "workflow": frozenset("models mcp_servers provider finally concurrency on_event on cache matrix".split()),
     "node": frozenset(
-        "agent workflow foreach matrix finally trigger_rule concurrency cache on_event permissions"
-        " docker group model mcp_servers".split()
+        "agent workflow foreach matrix finally trigger_rule concurrency cache on_event group model mcp_servers".split()
     ),
     "on_failure": frozenset({"replanner"}),
-    "defaults": frozenset({"permissions", "docker", "on_failure", "resources"}),
+    "defaults": frozenset({"on_failure", "resources"}),
 }
+
+_INSIDE = {
+    "permissions: {network: …}": "network networks net hosts egress internet allowed_hosts domains allowed_domains",
+    "permissions: {paths: {read: […], write: […]}}": "paths mounts mount volumes volume binds fs filesystem",
+    "permissions: {paths: {read: […]}}": "read readonly read_only",
+    "permissions: {paths: {write: […]}}": "write writable",
+    "permissions: {paths: {deny: […]}}": "deny",
+    "permissions: {tools: […]}": "tools allowed_tools allowed-tools allow_tools",
+    "permissions: {cost_budget: …}": "cost_budget budget max_cost budget_usd cost_limit",
+    "docker: {image: …}": "image container_image docker_image",
+    "docker: {pull: missing}": "pull pull_policy",
+    "docker: {user: …}": "user run_as uid",
+    "resources: {memory: …}": "memory mem max_memory memory_limit",
+    "resources: {cpu: …}": "cpu cpus",
+    "resources: {pids: …}": "pids max_pids nproc",
+    "resources: {file_size: …}": "file_size fsize",
+}
+
+
+def inside(word: str, kind: str) -> str:
+    """Where in a node, `defaults` or a workflow a word belongs that is a key of one of its parts; else empty."""
+    low = word.lower()
+    found = next((place for place, words in _INSIDE.items() if low in words.split()), "")
+    if kind not in ("node", "defaults", "workflow") or (found.startswith("resources") and kind != "node"):
+        return ""
+    return found and f"write {found}"
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from dagrun.view.schedule import Rehearsal, durations, rehearse
 from dagrun.view.text import PLAIN, Look, cells, clean, pad, plural
 
 if TYPE_CHECKING:
+    from dagrun.core.permissions import Isolation
     from dagrun.core.plan import Plan
     from dagrun.core.workflow import Node
 
@@ -151,16 +152,27 @@ def _word(plan: Plan, i: int, view: Outlook, look: Look) -> str:
         parts.append(about(view.seconds[i]))
     if i in view.undecided:
         parts.append("(if)")
-    return " ".join([*parts, *_marks(node)])
+    return " ".join([*parts, *_marks(plan, node)])
 
 
-def _marks(node: Node) -> list[str]:
-    marks = ["review"] if node.review is not None else []
+def _marks(plan: Plan, node: Node) -> list[str]:
+    level = _level(plan, node)
+    marks: list[str] = ["review"] if node.review is not None else [level] if level != "process" else []
     if node.retry.max_attempts > 1:
         marks.append(f"x{node.retry.max_attempts}")
     if node.resources:
         marks.append(",".join(f"{clean(name)}={_amount(name, v)}" for name, v in node.resources.items()))
     return marks
+
+
+def _level(plan: Plan, node: Node) -> Isolation:
+    """The isolation that a node runs at."""
+    run, own = plan.workflow.permissions, node.permissions
+    if run is None and own is None:
+        return node.isolation
+    from dagrun.core.lattice import effective  # 3 ms to import, for plans that have permissions
+
+    return effective(run, own, node.isolation).isolation
 
 
 def _amount(name: str, value: float) -> str:
@@ -265,6 +277,8 @@ def plan_json(
 
 
 def _node_json(plan: Plan, i: int, view: Outlook) -> dict[str, Json]:
+    from dagrun.view.permissions import ceilings
+
     node = plan.nodes[i]
     return {
         "id": node.id,
@@ -275,9 +289,10 @@ def _node_json(plan: Plan, i: int, view: Outlook) -> dict[str, Json]:
         "if": node.condition,
         "will_run": False if i in view.skipped else None if i in view.undecided else True,
         "reason": view.skipped.get(i, ""),
-        "isolation": node.isolation,
+        "isolation": _level(plan, node),
         "timeout_s": node.timeout_s,
         "max_attempts": node.retry.max_attempts,
         "resources": dict(node.resources),
+        "ceilings": dict(ceilings(node)),
         "estimate_s": view.seconds[i] if view.known else None,
     }

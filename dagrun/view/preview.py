@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from dagrun.core.names import Json, NodeId, Status
 from dagrun.core.workflow import node_to_json
-from dagrun.flowfile.document import duration
+from dagrun.flowfile.document import duration, permissions_to_document
 from dagrun.view.text import PLAIN, Look, clean, cut, pad, plural
 
 if TYPE_CHECKING:
@@ -33,9 +33,12 @@ _KEYS = {
     "estimate_s": "estimate",
     "condition": "if",
     "output_bytes": "resources.output",
+    "pids": "resources.pids",
+    "file_size": "resources.file_size",
+    "secret_files": "secrets as files",
 }
-_BY_KEY = frozenset({"env", "inputs", "outputs", "resources", "retry", "on_failure", "review"})
-_DEFAULTS: dict[str, Json] = {"timeout_s": 300.0, "grace_s": 5.0, "needs": []}
+_BY_KEY = frozenset({"env", "inputs", "outputs", "resources", "retry", "on_failure", "review", "permissions", "docker"})
+_DEFAULTS: dict[str, Json] = {"timeout_s": 300.0, "grace_s": 5.0, "needs": [], "isolation": "process"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +219,10 @@ def _come(change: Change) -> Iterator[tuple[str, str, str]]:
             parts.append(f"after {_names(after, after.needs[i])}")
         if after.dependents[i]:
             parts.append(f"before {_names(after, after.dependents[i])}")
+        if after.nodes[i].isolation != "process":
+            parts.append(f"isolation {after.nodes[i].isolation}")
+        if after.nodes[i].permissions is not None:
+            parts.append("with permissions of its own")
         if name in before.index:
             parts.append("comes back")
         yield "+", name, "   ".join(parts)
@@ -241,7 +248,7 @@ def _work(node: Node) -> str:
 
 def node_changes(old: Node, new: Node) -> Iterator[str]:
     """`key old -> new` for each key in which two nodes differ, in the words of a workflow file."""
-    a, b = node_to_json(old), node_to_json(new)
+    a, b = _by_field(old), _by_field(new)
     for key in dict.fromkeys([*a, *b]):
         if key == "id" or a.get(key) == b.get(key):
             continue
@@ -252,11 +259,23 @@ def node_changes(old: Node, new: Node) -> Iterator[str]:
             yield f"{_KEYS.get(key, key)} {_shown(key, was)} -> {_shown(key, now)}"
 
 
+def _by_field(node: Node) -> dict[str, Json]:
+    """The fields of a node that are not at their defaults; permissions as they are written, paths side by side."""
+    made = node_to_json(node)
+    if node.permissions is not None:
+        rights = permissions_to_document(node.permissions)
+        paths = cast("dict[str, Json]", rights.pop("paths", {}))
+        made["permissions"] = {**rights, **{f"paths.{key}": roots for key, roots in paths.items()}}
+    return made
+
+
 def _by_key(key: str, was: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
+    unsaid = "unsaid" if key == "permissions" else ""  # `none` is a network, and less than nothing said
     for name in dict.fromkeys([*was, *now]):
         if was.get(name) != now.get(name):
             path = f"{key}.{name.removesuffix('_s')}"
-            yield f"{path} {_shown(name, was.get(name))} -> {_shown(name, now.get(name))}"
+            before, after = (_shown(name, v.get(name)) if name in v or not unsaid else unsaid for v in (was, now))
+            yield f"{path} {before} -> {after}"
 
 
 def _shown(key: str, value: Json) -> str:

@@ -84,3 +84,79 @@ def test_a_bad_file_says_how_to_check_it(space: Space) -> None:
     done = space.run("execute", "bad.yaml")
     assert (done.code, done.out) == (3, "")
     assert done.err.endswith("fix that, then: dagrun validate bad.yaml\n")
+
+
+GUARDED = """
+    version: 1
+    name: guarded
+    permissions: {network: none, paths: {write: [out]}, cost_budget: 0.30}
+    secrets: {TOKEN: {env: SECRET_SOURCE}}
+    nodes:
+      build: {run: "true", permissions: {tools: [Read]}}
+      check: {run: "true", secrets: [{TOKEN: file}]}
+    """
+
+
+def test_permissions_in_text(space: Space) -> None:
+    space.file("guarded.yaml", GUARDED)
+    done = space.run("plan", "guarded.yaml", "--permissions")
+    assert (done.code, done.err) == (0, "")
+    assert (
+        done.out
+        == """\
+guarded  2 nodes, 2 sets of permissions
+
+build
+  isolation    process (default)
+  paths.read   . (default where paths is declared)
+  paths.write  out (workflow)
+  network      none (workflow)
+  tools        Read (node)
+  cost_budget  0.30 USD (workflow)
+
+check
+  isolation    process (default)
+  paths.read   . (default where paths is declared)
+  paths.write  out (workflow)
+  network      none (workflow)
+  cost_budget  0.30 USD (workflow)
+  secrets      the file $TOKEN_FILE (node)
+"""
+    )
+
+
+def test_permissions_for_programs(space: Space) -> None:
+    space.file("guarded.yaml", GUARDED)
+    made = space.run("plan", "guarded.yaml", "--permissions", "--json").json
+    assert [(n["id"], n["network"], n["tools"], n["cost_budget_usd"]) for n in made["nodes"]] == [
+        ("build", "none", ["Read"], 0.3),
+        ("check", "none", None, 0.3),
+    ]
+    assert made["nodes"][1]["secrets"] == {"variables": [], "files": ["TOKEN"]}
+    assert made["nodes"][0]["why"]["tools"] == "node"
+
+
+def test_permissions_have_no_picture(space: Space) -> None:
+    for form in ("--mermaid", "--dot"):
+        done = space.run("plan", "hello.yaml", "--permissions", form)
+        assert (done.code, done.out) == (2, "")
+
+
+def test_permissions_of_a_run_at_its_revision(space: Space) -> None:
+    space.run("execute", "hello.yaml", "-q")
+    first = space.run("plan", "last", "--permissions").out
+    assert first.startswith("hello  2 nodes, 1 set of permissions\n\nwho, greet\n")
+    node = "{run: x, isolation: context}"
+    space.file("more.yaml", f"operations: [{{insert: {{id: more, node: {node}, after: [greet]}}}}]\n")
+    done = space.run("replan", "last", "--patch", "more.yaml", "--yes")
+    assert done.code == 0, done.err
+    assert "\nmore\n  isolation    context (node)\n" in space.run("plan", "last", "--permissions").out
+    assert space.run("plan", "last", "--permissions", "--revision", "1").out == first
+
+
+def test_the_level_is_in_the_plan(space: Space) -> None:
+    text = "permissions: {isolation: container}\ndocker: alpine\nnodes: {a: {run: x}, b: {review: ok}}\n"
+    space.file("floor.yaml", text)
+    assert "a container" in space.run("plan", "floor.yaml").out
+    nodes = space.run("plan", "floor.yaml", "--json").json["nodes"]
+    assert nodes[0]["isolation"] == "container"

@@ -238,3 +238,17 @@ def test_a_default_must_fit_its_param() -> None:
         ("params", "p", "default"),
         "the default of param `p` is no string of its enum",
     )
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_a_secret_is_read_only_where_nobody_else_sees_it() -> None:
+    declared = {"TOKEN": Secret(env="TOKEN")}
+    held = node("a", run=("curl", "-H", "Bearer ${{ env.TOKEN }}"), secrets=("TOKEN",))
+    found = fault(held, secrets=declared)
+    assert (found.path, found.code) == (("nodes", "a", "run", 2), "unknown-name")
+    assert found.message == "`TOKEN` is a secret: only `env` and `if` may read it"
+    fine = node("a", env={"HEAD": "Bearer ${{ env.TOKEN }}"}, condition="env.TOKEN != ''", secrets=("TOKEN",))
+    assert check(flow(fine, secrets=declared)) == []
+    assert check(flow(node("a", run=("echo", "${{ env.OTHER }}"), secrets=("TOKEN",)), secrets=declared)) == []

@@ -6,8 +6,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from dagrun.core.lattice import as_scope, effective
 from dagrun.core.names import Json, Outcome, Schedule
+from dagrun.core.permissions import Isolation, Network, Paths, Permissions
 from dagrun.core.workflow import (
+    Docker,
     Input,
     Limits,
     Node,
@@ -149,9 +152,93 @@ def _subsets(values: list[str]) -> st.SearchStrategy[tuple[str, ...]]:
     return st.lists(st.sampled_from(values), unique=True, max_size=3).map(tuple) if values else st.just(())
 
 
+TOOLS = ("Read", "Grep", "Bash(git:*)", "mcp__files__list")
+ROOTS = (".", "src", "out/a b", "data/*.json", "~/data", "é")
+MODELS = ("cheap", "strong", "anthropic/*")
+DENIED = (".env*", "src/keys", "*.pem")
+HOSTS = ("example.com", "example.com:443", "a.b-c.org")
+
+
+def _some(values: tuple[str, ...], least: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(values), unique=True, min_size=least, max_size=min(3, len(values))).map(tuple)
+
+
+def _none_or_some(values: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...] | None]:
+    """Nothing said, or some of `values`, which are those of the scope above."""
+    return st.one_of(st.none(), _some(values) if values else st.just(()))
+
+
+MONEY = st.one_of(
+    st.integers(0, 2**62), st.sampled_from([0, 1, 10**9, 300_000_000, 123_456_789_123_456_789, 5 * 10**6])
+)
+run_permissions = st.builds(
+    Permissions,
+    tools=st.one_of(st.none(), _some(TOOLS)),
+    paths=st.one_of(
+        st.none(),
+        st.builds(
+            Paths, read=st.one_of(st.none(), _some(ROOTS)), write=st.one_of(st.none(), _some(ROOTS)), deny=_some(DENIED)
+        ),
+    ),
+    models=st.one_of(st.none(), _some(MODELS)),
+    network=st.one_of(st.none(), st.sampled_from(["none", "any"]), _some(HOSTS, 1)),
+    cost_budget=st.one_of(st.none(), MONEY),
+    isolation=st.sampled_from([None, "none", "context", "process", "container"]),
+).map(lambda p: p if p != Permissions() else None)
+dockers = st.builds(
+    Docker,
+    image=st.sampled_from(["alpine", "python:3.12-slim", "ghcr.io/a/b@sha256:" + "0a" * 32]),
+    pull=st.sampled_from(["never", "missing"]),
+    user=st.sampled_from(["", "1000", "1000:100"]),
+)
+
+
+LEVELS: tuple[Isolation, ...] = ("none", "context", "process", "container")
+
+
+def _paths(run: Paths | None) -> st.SearchStrategy[Paths]:
+    """Roots that are among those of the run, where it has any."""
+    read, write = (ROOTS, ROOTS) if run is None else (run.read or (), run.write or ())
+    return st.builds(Paths, read=_none_or_some(read), write=_none_or_some(write), deny=_some(DENIED))
+
+
+def _networks(run: Network | None) -> st.SearchStrategy[Network]:
+    hosts = run if isinstance(run, tuple) else HOSTS
+    narrower: list[st.SearchStrategy[Network]] = [st.just("none")]
+    narrower += [_some(hosts, 1)] if run != "none" else []
+    return st.one_of(*narrower, *([st.just("any")] if run in (None, "any") else []))
+
+
 @st.composite
-def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1) -> Node:
-    """A node that may wait for those before it; half of them are nearly plain."""
+def _rights(draw: st.DrawFn, run: Permissions | None) -> dict[str, Any]:
+    """Isolation, permissions and docker of a node: what the run's permissions leave, at a level that can hold it."""
+    run = run or Permissions()
+    least = LEVELS.index(run.isolation or "none")
+    if run.paths is not None or run.network is not None:
+        least = max(least, LEVELS.index("process"))
+    isolation = draw(st.sampled_from(LEVELS[min(least, LEVELS.index("process")) :]))
+    if least == LEVELS.index("container"):  # `process` is what stands there when nothing is written
+        isolation = draw(st.sampled_from(LEVELS[2:]))
+    at = LEVELS.index(isolation)
+    holds = at >= LEVELS.index("process")
+    made = Permissions(
+        tools=draw(_none_or_some(TOOLS if run.tools is None else run.tools)),
+        paths=draw(st.one_of(st.none(), _paths(run.paths)) if holds else st.none()),
+        models=draw(_none_or_some(MODELS if run.models is None else run.models)),
+        network=draw(st.one_of(st.none(), _networks(run.network)) if holds else st.none()),
+        cost_budget=draw(st.one_of(st.none(), MONEY if run.cost_budget is None else st.integers(0, run.cost_budget))),
+        isolation=draw(st.sampled_from([None, *LEVELS[LEVELS.index(run.isolation or "none") : at + 1]])),
+    )
+    return {
+        "isolation": isolation,
+        "permissions": made if made != Permissions() else None,
+        "docker": draw(dockers if isolation == "container" else st.none()),
+    }
+
+
+@st.composite
+def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: Permissions | None = None) -> Node:
+    """A node that may wait for those before it, with permissions within the run's; half of them are nearly plain."""
     needs = draw(_subsets([n.id for n in earlier]))
     read = [f"nodes.{n.id}.{o}" for n in earlier for o in n.outputs] + [f"nodes.{n.id}.status" for n in earlier]
     inputs = draw(st.dictionaries(st.sampled_from(["i", "in-2", "null"]), _inputs(read), max_size=2))
@@ -162,6 +249,8 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1) -> No
     declared = draw(st.dictionaries(st.sampled_from(OUT), outputs, max_size=2))
     if draw(st.booleans()):
         return Node(**common, outputs=declared)
+    rights = draw(_rights(run))
+    held = effective(run, rights["permissions"], rights["isolation"])
     schema: Any = draw(st.sampled_from([None, None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
     if schema is not None:
         declared.setdefault("o", Output())
@@ -175,6 +264,7 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1) -> No
         env=draw(st.dictionaries(st.sampled_from(["A", "B_2", "null"]), texts, max_size=3)),
         pass_env=draw(_subsets(["CI", "GITHUB_*"])),
         secrets=draw(_subsets(["TOKEN"])),
+        secret_files=draw(_subsets(["KEY", "no"])),
         condition=draw(st.sampled_from(["", "always()", "!cancelled()", "params.p == 'a: b'"])),
         artifacts=draw(_subsets(["out/*.json", "x y"])),
         retry=draw(st.one_of(st.just(Node(id="x").retry), retries)),
@@ -182,19 +272,21 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1) -> No
         grace_s=draw(st.one_of(st.just(0.0), durations)),
         idempotent=draw(st.booleans()),
         continue_on_error=draw(st.booleans()),
-        isolation=draw(st.sampled_from(["process", "none"])),
+        **rights,
+        pids=draw(st.sampled_from([0, 0, 64])),
+        file_size=draw(st.sampled_from([0, 0, 1 << 30, 1001])),
         resources=draw(st.sampled_from([{}, {"cpu": 0.5}, {"cpu": 2, "memory": 3 << 20}, {"memory": 1000, "gpu": 1}])),
         output_bytes=draw(st.sampled_from([256 << 20, 1 << 20, 1000])),
         estimate_s=draw(st.one_of(st.just(0.0), durations)),
-        on_failure=draw(st.one_of(st.none(), _on_failure(name, earlier, depth))),
+        on_failure=draw(st.one_of(st.none(), _on_failure(name, earlier, depth, as_scope(held)))),
     )
 
 
 @st.composite
-def _on_failure(draw: st.DrawFn, name: str, earlier: list[Node], depth: int) -> OnFailure:
+def _on_failure(draw: st.DrawFn, name: str, earlier: list[Node], depth: int, run: Permissions | None) -> OnFailure:
     plain = st.one_of(st.just(Review()), reviews)
     if depth and draw(st.booleans()):
-        inner = draw(nodes(f"{name}-fallback", earlier, depth - 1))
+        inner = draw(nodes(f"{name}-fallback", earlier, depth - 1, run))
         if not inner.outputs:  # else it would have to give what the node gives
             return OnFailure(fallback_node=inner, review=draw(st.one_of(st.none(), plain)))
     return OnFailure(review=draw(plain))
@@ -204,10 +296,12 @@ def _on_failure(draw: st.DrawFn, name: str, earlier: list[Node], depth: int) -> 
 def workflows(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> Workflow:
     """A workflow that `check` finds nothing wrong with."""
     made: list[Node] = []
+    run = draw(st.one_of(st.none(), run_permissions))
     for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=5, unique=True)):
-        made.append(draw(nodes(name, made)))
+        made.append(draw(nodes(name, made, run=run)))
     spare = [
-        draw(nodes(name, made)) for name in draw(st.lists(st.sampled_from(["t1", "t-2"]), max_size=2, unique=True))
+        draw(nodes(name, made, run=run))
+        for name in draw(st.lists(st.sampled_from(["t1", "t-2"]), max_size=2, unique=True))
     ]
     limits = st.builds(
         Limits,
@@ -232,7 +326,11 @@ def workflows(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> Workflow:
         durability=draw(st.sampled_from(["default", "strict"])),
         fail_fast=draw(st.booleans()),
         secrets={
-            "TOKEN": draw(st.sampled_from([Secret(env="T"), Secret(file="a: b"), Secret(command=("pass", "x y"))]))
+            "TOKEN": draw(st.sampled_from([Secret(env="T"), Secret(file="a: b"), Secret(command=("pass", "x y"))])),
+            "KEY": Secret(file="key"),
+            "no": Secret(env="NO"),
         },
+        permissions=run,
+        docker=draw(dockers if run is not None and run.isolation == "container" else st.one_of(st.none(), dockers)),
         outputs=draw(st.dictionaries(st.sampled_from(["r", "s"]), st.sampled_from(reads), max_size=2)),
     )

@@ -19,7 +19,7 @@ from dagrun.flowfile.load import Loaded, read_workflow, read_workflow_text
 TEXT = b"""\
 nodes:
   a: {run: x, outputs: {o: {from: json, schema: {type: array}}}, resources: {cpu: 1}, retry: {max_attempts: 2}}
-  b: {run: [y, z], needs: a, inputs: {i: nodes.a.o}, output_schema: s.json}
+  b: {run: [y, z], needs: a, inputs: {i: nodes.a.o, j: a.o}, output_schema: s.json}
 """
 
 

@@ -372,3 +372,114 @@ def test_pieces_of_a_command_line_edit_a_file() -> None:
     made: list[Written] = [pieces.change("test.timeout=1h"), pieces.rewire("publish=lint", flow.workflow)]
     got = edit_file(flow, pieces.patch_from_pieces(made, flow.workflow, defaults=flow.defaults)).decode()
     assert got == TEXT.replace("20m ", "1h ").replace("needs: [test]", "needs: [lint]")
+
+
+# ---------------------------------------------------------------- permissions, containers, secrets
+
+GUARDED = """\
+name: guarded
+permissions:
+  network: none        # nothing
+  paths: {read: [.], write: [out, tmp], deny: [".env*"]}
+docker: alpine
+secrets: {A: {env: A}, B: {env: B}}
+nodes:
+  a:
+    run: x
+    secrets: [A]       # one
+    permissions: {paths: {read: [src], write: [out]}}
+  b: {run: z, isolation: container, docker: {image: debian, pull: missing}}
+"""
+
+
+def test_permissions_of_a_node_are_changed_key_by_key() -> None:
+    got = edited(
+        GUARDED,
+        "{modify: {id: a, set: {permissions: {paths: {write: [tmp]}, cost_budget: 0.10}},"
+        " unset: [permissions.paths.read]}}",
+    )
+    assert got == GUARDED.replace(
+        "permissions: {paths: {read: [src], write: [out]}}", "permissions: {paths: {write: [tmp]}, cost_budget: 0.1}"
+    )
+    got = edited(GUARDED, "{modify: {id: a, unset: [permissions.paths.write, permissions.paths.read]}}")
+    assert got == GUARDED.replace("{paths: {read: [src], write: [out]}}", "{paths: {}}")
+    got = edited(GUARDED, "{modify: {id: a, unset: [permissions.paths]}}")
+    assert got == GUARDED.replace("    permissions: {paths: {read: [src], write: [out]}}\n", "")
+
+
+def test_isolation_docker_and_secrets_of_a_node() -> None:
+    got = edited(
+        GUARDED,
+        "{modify: {id: a, set: {isolation: container, secrets: [A, {B: file}]}}}",
+        "{modify: {id: b, set: {docker: {image: busybox}}, unset: [docker.pull]}}",
+    )
+    assert got == GUARDED.replace("secrets: [A]   ", "secrets: [A, {B: file}]   ").replace(
+        "write: [out]}}\n", "write: [out]}}\n    isolation: container\n"
+    ).replace("{image: debian, pull: missing}", "busybox")
+    assert edited(GUARDED, "{modify: {id: b, unset: [docker]}}") == GUARDED.replace(
+        ", docker: {image: debian, pull: missing}", ""
+    )
+
+
+def test_permissions_of_the_file() -> None:
+    got = edited(
+        GUARDED,
+        "{workflow: {set: {permissions: {network: [a.com]}, docker: {pull: missing}},"
+        " unset: [permissions.paths.deny]}}",
+    )
+    assert got == GUARDED.replace("network: none        # nothing", "network: [a.com]        # nothing").replace(
+        ', deny: [".env*"]', ""
+    ).replace("docker: alpine", "docker: {image: alpine, pull: missing}")
+    without_any = GUARDED[: GUARDED.index("permissions")] + GUARDED[GUARDED.index("secrets: {A") :]
+    assert edited(GUARDED, "{workflow: {unset: [permissions, docker]}}") == without_any
+    got = edited(without_any, "{workflow: {set: {permissions: {isolation: process, tools: [Read]}}}}")
+    assert got == without_any.replace("nodes:\n", "permissions: {tools: [Read], isolation: process}\nnodes:\n")
+
+
+def test_a_change_that_asks_for_too_much_is_refused() -> None:
+    (problem,) = refused(GUARDED, "{modify: {id: a, set: {permissions: {network: any}}}}")
+    assert problem.code == "beyond-permissions"
+    (problem,) = refused(GUARDED, "{workflow: {set: {permissions: {paths: {write: [tmp]}}}}}")
+    assert problem.code == "beyond-permissions"
+    assert problem.message.startswith("afterwards: ")
+    (problem,) = refused(GUARDED, "{modify: {id: a, set: {permissions: {paths: {wirte: [tmp]}}}}}")
+    assert (problem.code, problem.hint) == ("unknown-key", "did you mean `write`?")
+
+
+PERMISSIVE = """\
+defaults:
+  isolation: container
+  permissions: {network: none, paths: {deny: [keys]}}
+  docker: {image: alpine, pull: missing}
+nodes:
+  a: {run: x}
+  b:
+    run: z
+    permissions: {paths: {read: [src], deny: [more]}}
+"""
+
+
+def test_only_what_defaults_do_not_give_is_written() -> None:
+    node = "{run: u, permissions: {cost_budget: 1, paths: {deny: [x]}}, docker: {user: 1000}, isolation: process}"
+    got = edited(PERMISSIVE, f"{{insert: {{id: c, node: {node}, after: [b]}}}}")
+    assert got == PERMISSIVE + (
+        "  c:\n    run: u\n    needs: [b]\n    permissions:\n      paths: {deny: [x]}\n      cost_budget: 1\n"
+        '    docker: {user: "1000"}\n    isolation: process\n'
+    )
+    made = read(got.encode()).nodes["c"]
+    assert made.permissions is not None
+    assert made.permissions.network == "none"
+    assert made.permissions.paths is not None
+    assert made.permissions.paths.deny == ("keys", "x")
+    got = edited(PERMISSIVE, "{modify: {id: b, set: {permissions: {paths: {write: [src/x]}}}}}")
+    assert got == PERMISSIVE.replace("deny: [more]}}", "deny: [more], write: [src/x]}}")
+    got = edited(PERMISSIVE, "{modify: {id: a, set: {docker: {image: debian}}}}")
+    assert got == PERMISSIVE.replace("a: {run: x}", "a: {run: x, docker: {image: debian}}")
+
+
+def test_what_defaults_deny_can_not_be_dropped() -> None:
+    for unset in ("permissions.network", "permissions.paths.deny", "docker.image", "isolation"):
+        got = refused(PERMISSIVE, f"{{modify: {{id: a, unset: [{unset}]}}}}")
+        assert [p.code for p in got] == ["from-defaults"]
+    (problem,) = refused(PERMISSIVE, "{modify: {id: b, set: {permissions: {paths: {deny: [more]}}}}}")
+    assert problem.code == "defaults"

@@ -23,7 +23,8 @@ from dagrun.core.operation import (
     Trigger,
 )
 from dagrun.core.patch import apply, draft
-from dagrun.core.workflow import Fault, Input, Node, OnFailure, Review, Workflow
+from dagrun.core.permissions import Paths, Permissions
+from dagrun.core.workflow import Docker, Fault, Input, Node, OnFailure, Review, Workflow
 from dagrun.errors import InputError, Problem, UsageError, render
 from dagrun.flowfile import pieces
 from dagrun.flowfile.load import read_workflow_text
@@ -460,3 +461,47 @@ def test_a_value_that_is_set_back_in_the_same_patch_is_back() -> None:
     made = apply(draft(workflow), read_patch(text, "p.yaml", workflow))
     assert made.faults == []
     assert made.nodes["a"].timeout_s == 300
+
+
+# ---------------------------------------------------------------- permissions, containers, secrets
+
+
+def test_permissions_of_a_node_are_merged_key_by_key_and_kept_exactly() -> None:
+    text = (
+        b"secrets: {T: {env: T}}\nnodes: {a: {run: x, permissions: {network: none, paths: {read: [src], write: [o]}}}}"
+    )
+    workflow = flow(text)
+    written = (
+        "{modify: {id: a, set: {isolation: container, docker: alpine, secrets: {T: file}, resources: {pids: 9},"
+        " permissions: {cost_budget: 0.10, network: [A.com], paths: {deny: [1.50]}}},"
+        " unset: [permissions.paths.write]}}"
+    )
+    patch = read_patch(f"operations: [{written}]".encode(), "p.yaml", workflow)
+    (operation,) = patch.operations
+    assert isinstance(operation, Modify)
+    node = operation.node
+    assert node.permissions == Permissions(
+        cost_budget=100_000_000, network=("a.com",), paths=Paths(read=("src",), deny=("1.50",))
+    )
+    assert (node.isolation, node.docker, node.secret_files, node.pids) == (
+        "container", Docker(image="alpine"), ("T",), 9
+    )  # fmt: skip
+    kept = json.loads(json.dumps(list(patch.written)))
+    assert kept[0]["modify"]["set"]["permissions"]["paths"] == {"deny": ["1.50"]}
+    again = patch_from_document({"operations": kept}, workflow, "again")
+    assert again.operations == patch.operations
+
+
+def test_permissions_of_a_run_are_what_it_began_with() -> None:
+    for keys in ("set: {permissions: {network: any}}", "unset: [permissions.network]", "set: {docker: alpine}"):
+        with pytest.raises(InputError) as caught:
+            read_patch(f"operations: [{{workflow: {{{keys}}}}}]".encode(), "p.yaml", flow())
+        (problem,) = caught.value.problems
+        assert problem.code == "not-in-a-run"
+        assert ("`docker`" if "docker" in keys else "`permissions`") in problem.message
+
+
+def test_a_retry_changes_no_permissions() -> None:
+    for key in ("permissions: {network: any}", "isolation: none", "docker: alpine", "secrets: [T]"):
+        (problem,) = wrong(f"{{retry: {{id: test, set: {{{key}}}}}}}")
+        assert problem.code == "not-for-retry"

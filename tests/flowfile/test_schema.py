@@ -93,6 +93,33 @@ def test_a_node_has_one_kind_for_an_editor_too() -> None:
         assert list(made.iter_errors({"nodes": {"a": node}})) != []
 
 
+def test_permissions_for_an_editor() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    made = jsonschema.Draft7Validator(schema.json_schema())
+    good: list[dict[str, Any]] = [
+        {"permissions": {"network": "none", "cost_budget": 1.5, "paths": {"read": ["."], "deny": [".env*"]}}},
+        {"isolation": "container", "docker": "alpine", "secrets": ["A", {"B": "file"}]},
+        {"isolation": "context", "docker": {"image": "a", "pull": "missing", "user": 1000}, "secrets": {"A": "file"}},
+        {"permissions": {"network": ["a.com"], "tools": ["Read"], "isolation": "process", "cost_budget": "0.30"}},
+        {"resources": {"pids": 5, "file_size": "1G", "output": 5, "memory": "1Gi"}},
+    ]
+    bad: list[dict[str, Any]] = [
+        {"permissions": {"network": "example.com"}},
+        {"permissions": {"paths": ["."]}},
+        {"permissions": {"paths": {"rw": ["."]}}},
+        {"permissions": {"cost_budget": -1}},
+        {"permissions": ["Read"]},
+        {"isolation": "docker"},
+        {"docker": {"image": "a", "pull": "always"}},
+        {"docker": {"privileged": True}},
+        {"secrets": {"A": "env"}},
+        {"resources": {"pids": 0}},
+    ]
+    for keys, right in [*[(k, True) for k in good], *[(k, False) for k in bad]]:
+        found = list(made.iter_errors({"nodes": {"a": {"run": "x", **keys}}}))
+        assert (found == []) is right, keys
+
+
 def test_patches_satisfy_their_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     made = jsonschema.Draft7Validator(schemas()[1])

@@ -9,8 +9,9 @@ import pytest
 from dagrun.core.event import PatchAdmitted, PatchProposed, PatchRefused, ProposalDecided
 from dagrun.core.names import Json, Outcome
 from dagrun.core.patch import Fallback, Insert, Modify, Operation, Patch, Remove, Rerun, Retry, SetLimits
+from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.replan import Verdict, admit
-from dagrun.core.workflow import Input, Output, Review
+from dagrun.core.workflow import Docker, Input, Node, Output, Review
 from dagrun.view.frame import draw, take
 from dagrun.view.preview import Change, change_lines, change_of, file_diff, node_changes, preview_json, preview_text
 from dagrun.view.revisions import Entry, action_document, history_document, history_table
@@ -33,6 +34,36 @@ def text(story: Story, *operations: Operation) -> list[str]:
 
 
 # ---------------------------------------------------------------- the mock
+
+
+def test_rights_are_shown_key_by_key_and_unsaid_is_not_none() -> None:
+    old = Node(id="a", run="x", permissions=Permissions(network="none", paths=Paths(read=("src",))))
+    new = Node(
+        id="a",
+        run="x",
+        isolation="container",
+        permissions=Permissions(paths=Paths(read=("src", "doc"), write=()), cost_budget=300_000_000),
+        docker=Docker(image="alpine"),
+        secrets=("A",),
+        secret_files=("B",),
+        pids=9,
+    )
+    assert sorted(node_changes(old, new)) == [
+        "docker.image none -> alpine",
+        "isolation process -> container",
+        "permissions.cost_budget unsaid -> 0.3",
+        "permissions.network none -> unsaid",
+        "permissions.paths.read src -> src, doc",
+        "permissions.paths.write unsaid -> nothing",
+        "resources.pids none -> 9",
+        "secrets as files none -> B",
+        "secrets none -> A",
+    ]
+    story = Story([node("a")])
+    come = text(story, Insert(id="new", node=replace(new, id="new", secrets=(), secret_files=()), after=("a",)))
+    assert any("isolation container   with permissions of its own" in line for line in come)
+    bare = Node(id="a", run="x", permissions=Permissions(network="any"))
+    assert list(node_changes(Node(id="a", run="x"), bare)) == ["permissions.network unsaid -> any"]
 
 
 def test_the_preview_of_the_mock() -> None:

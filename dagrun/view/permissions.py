@@ -1,0 +1,250 @@
+"""What each node of a plan may do, and which scope says so: `dagrun plan --permissions`.
+
+Nodes that may do the same stand together. Secrets are shown by name. Knows what is asked for; what
+a machine can hold of it is `dagrun doctor`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from dagrun.core.ceiling import stand_in
+from dagrun.core.lattice import effective, explain
+from dagrun.core.names import Json
+from dagrun.core.permissions import Effective, Isolation
+from dagrun.core.workflow import Docker, docker_of
+from dagrun.view.text import PLAIN, Look, cells, clean, plural
+
+if TYPE_CHECKING:
+    from dagrun.core.plan import Plan
+    from dagrun.core.workflow import Node, Workflow
+
+_NAMES = 60  # more of one group are only counted, on a terminal
+_COLUMN = 12
+_NARROWEST = 16
+_DEEPEST = 20  # fallbacks of fallbacks
+
+
+class Subject(NamedTuple):
+    """A node, or one that may take its place, as it would run. `place` says when: "" for a node of the plan."""
+
+    node: Node
+    place: str = ""
+
+    @property
+    def label(self) -> str:
+        """How people see it."""
+        return f"{self.node.id} ({self.place})" if self.place else self.node.id
+
+
+class Group(NamedTuple):
+    """Nodes that may do the same: `rights` are (key, what, why)."""
+
+    subjects: list[Subject]
+    rights: tuple[tuple[str, str, str], ...]
+
+
+def subjects(plan: Plan) -> Iterator[Subject]:
+    """All nodes of a plan, the templates, and the fallbacks whose rights depend on what they stand in for."""
+    flow = plan.workflow
+    for i, node in enumerate(plan.nodes):
+        if i not in plan.removed:
+            yield Subject(node)
+            yield from _stand_ins(flow, node)
+    for node in flow.templates.values():
+        yield Subject(node, "template")
+        yield from _stand_ins(flow, node)
+
+
+def _stand_ins(flow: Workflow, node: Node) -> Iterator[Subject]:
+    """The fallbacks of a node as they would run in its place; a template that loses nothing is not repeated."""
+    for _ in range(_DEEPEST):
+        wanted = node.on_failure
+        own = None if wanted is None else flow.templates.get(wanted.fallback) or wanted.fallback_node
+        if wanted is None or own is None:
+            return
+        after = stand_in(flow.permissions, node, own)
+        if not wanted.fallback or after != own:
+            yield Subject(after, f"if {node.id} fails")
+        if wanted.fallback:  # the template's own fallbacks follow it where it is declared
+            return
+        node = after
+
+
+def groups(plan: Plan) -> list[Group]:
+    """The subjects of a plan by what they may do, in the order in which each is met first."""
+    found: dict[tuple[tuple[str, str, str], ...], Group] = {}
+    for subject in subjects(plan):
+        rights = _rights(plan.workflow, subject)
+        found.setdefault(rights, Group([], rights)).subjects.append(subject)
+    return list(found.values())
+
+
+def _rights(flow: Workflow, subject: Subject) -> tuple[tuple[str, str, str], ...]:
+    node = subject.node
+    if node.review is not None:
+        return (("asks", "a human; nothing runs", ""),)
+    held = explain(flow.permissions, node.permissions, node.isolation)
+    got = effective(flow.permissions, node.permissions, node.isolation)
+    return (held[0], *_open(got), *held[1:], *_container(flow, node, got.isolation), *_ceilings(node), *_secrets(node))
+
+
+def _open(got: Effective) -> Iterator[tuple[str, str, str]]:
+    """What is not held, said as plainly as what is."""
+    if got.paths is None:
+        yield "paths", "not held", "no scope declares it"
+    if got.network is None:
+        yield "network", "not held", "no scope declares it"
+
+
+def _container(flow: Workflow, node: Node, level: Isolation) -> Iterator[tuple[str, str, str]]:
+    if level != "container":
+        return
+    docker, own = docker_of(flow, node), node.docker or Docker()
+    yield "image", docker.image or "none is named", "node" if own.image else "workflow" if docker.image else ""
+    yield "pull", docker.pull, "node" if node.docker else "workflow" if flow.docker else "default"
+    if docker.user:
+        yield "user", docker.user, "node" if own.user else "workflow"
+
+
+def _ceilings(node: Node) -> Iterator[tuple[str, str, str]]:
+    for name, amount in ceilings(node).items():
+        yield name, f"{amount:g}" if name in ("cpu", "pids") else _size(int(amount)), "node"
+
+
+def ceilings(node: Node) -> dict[str, float]:
+    """The written ceilings of a node: cpu in cores, pids, the others in bytes."""
+    made = {name: node.resources[name] for name in ("cpu", "memory") if name in node.resources}
+    made.update({"pids": node.pids} if node.pids else {})
+    made.update({"file_size": node.file_size} if node.file_size else {})
+    usual = 256 << 20
+    return {**made, **({"output": node.output_bytes} if node.output_bytes != usual else {})}
+
+
+def _size(count: int) -> str:
+    """Bytes as they are written in a workflow: `512Mi`, else the number."""
+    for power, unit in ((40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")):
+        if count and count % (1 << power) == 0:
+            return f"{count >> power}{unit}"
+    return f"{count:,} bytes"
+
+
+def _secrets(node: Node) -> Iterator[tuple[str, str, str]]:
+    names = [f"${name}" for name in node.secrets]
+    names += [f"the file ${name}_FILE" for name in node.secret_files]
+    if names:
+        yield "secrets", ", ".join(names), "node"
+
+
+# ---------------------------------------------------------------- text
+
+
+def permissions_text(plan: Plan, *, width: int | None, look: Look = PLAIN) -> str:
+    """What each node may do, for a person. With a `width` lines are folded to it and huge groups only counted."""
+    made = groups(plan)
+    count = len(plan.ids) - len(plan.removed)
+    told = f"{plural(count, 'node')}, {plural(len(made), 'set')} of permissions"
+    lines = _folded("", [clean(plan.workflow.name), "", *told.split(" ")], width)
+    for group in made:
+        lines += ["", *_names(group, width, look)]
+        for key, text, why in group.rights:
+            words = clean(f"{text} ({why})" if why else text).split(" ")
+            lines += _folded(f"  {clean(key).ljust(_COLUMN)} ", words, width)
+    return "\n".join(lines) + "\n"
+
+
+def _names(group: Group, width: int | None, look: Look) -> list[str]:
+    shown = group.subjects if width is None else group.subjects[:_NAMES]
+    names = [clean(s.label) for s in shown]
+    if len(shown) < len(group.subjects):
+        names.append(f"and {len(group.subjects) - len(shown):,} more")
+    words = [word for part in [*[f"{n}," for n in names[:-1]], names[-1]] for word in part.split(" ")]
+    return [look.paint(line, "bold") for line in _folded("", words, width)]
+
+
+def _folded(head: str, words: list[str], width: int | None) -> list[str]:
+    """Words after a head, on as many lines as it takes, the later ones indented below the first word."""
+    indent = " " * cells(head)
+    room = None if width is None else max(_NARROWEST, width - len(indent))
+    lines, line = [], ""
+    for word in [part for w in words for part in _parts(w, room)]:
+        if room is not None and line and cells(line) + 1 + cells(word) > room:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    lines.append(line)
+    return [head + lines[0], *(indent + line for line in lines[1:])]
+
+
+def _parts(word: str, room: int | None) -> list[str]:
+    """A word, or the pieces of one that is wider than the room."""
+    if room is None or cells(word) <= room:
+        return [word]
+    parts = [""]
+    for char in word:
+        if cells(parts[-1] + char) > room:
+            parts.append("")
+        parts[-1] += char
+    return parts
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def permissions_json(plan: Plan) -> dict[str, Json]:
+    """The same for programs: `{version, workflow, nodes: [{id, isolation, paths, network, …, why}]}`."""
+    return {
+        "version": 1,
+        "workflow": plan.workflow.name,
+        "file": plan.workflow.file,
+        "revision": plan.revision,
+        "nodes": [_node_json(plan.workflow, s) for s in subjects(plan)],
+    }
+
+
+def _node_json(flow: Workflow, subject: Subject) -> dict[str, Json]:
+    node = subject.node
+    head: dict[str, Json] = {"id": node.id, "place": subject.place or "node", "kind": node.kind}
+    if node.review is not None:
+        return head
+    got = effective(flow.permissions, node.permissions, node.isolation)
+    amounts: dict[str, Json] = dict(ceilings(node))
+    variables: list[Json] = list(node.secrets)
+    files: list[Json] = list(node.secret_files)
+    return {
+        **head,
+        "isolation": got.isolation,
+        "confined": got.confined,
+        **_effective_json(got),
+        "docker": _docker_json(docker_of(flow, node)) if got.isolation == "container" else None,
+        "ceilings": amounts,
+        "secrets": {"variables": variables, "files": files},
+        "why": {key: why for key, _, why in _rights(flow, subject)},
+    }
+
+
+def _effective_json(got: Effective) -> dict[str, Json]:
+    paths: Json = None
+    if got.paths is not None:
+        paths = {
+            "read": _list(got.paths.read),
+            "write": _list(got.paths.write),
+            "deny": _list(got.paths.deny),
+        }
+    return {
+        "paths": paths,
+        "network": _list(got.network) if isinstance(got.network, tuple) else got.network,
+        "tools": _list(got.tools),
+        "models": _list(got.models),
+        "cost_budget_usd": None if got.cost_budget is None else got.cost_budget / 1e9,
+    }
+
+
+def _list(items: tuple[str, ...] | None) -> Json:
+    return None if items is None else [*items]
+
+
+def _docker_json(docker: Docker) -> Json:
+    return {"image": docker.image, "pull": docker.pull, "user": docker.user}
