@@ -64,7 +64,8 @@ class Spec:
     `network` None: not held. `exchange` is the folder of this attempt (inputs, outputs, secret
     files), read-write at the same path; "" if it has none. `hidden` must not be visible at all,
     `protected` may be read and never written, renamed or replaced; neither need exist. `env` is all
-    that the command shall see; the back end sets HOME and TMPDIR to private folders.
+    that the command shall see; the back end sets HOME and TMPDIR to private folders. `secret_env`
+    names those of its variables that no argument, label or `inspect` may show.
     """
 
     attempt_id: str
@@ -73,6 +74,7 @@ class Spec:
     node: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    secret_env: frozenset[str] = frozenset()
     cwd: str
     project: str
     level: Isolation = "process"
@@ -89,6 +91,7 @@ class Spec:
     pull: Literal["never", "missing"] = "never"
     user: str = ""
     stdin: int = -1  # a descriptor for stdin instead of an empty one (the tool worker's pipe)
+    outputs: tuple[int, ...] = ()  # its log files, which /dev/stdout and /dev/stderr open anew
 
 
 class Refused(Exception):

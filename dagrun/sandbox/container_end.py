@@ -1,0 +1,130 @@
+"""How a container ended, from what the wrapper wrote down outside its reach.
+
+Tells the command's own 125, 126 and 127 from the engine's, a daemon that died from a command that
+failed, and names the ceiling that ended it. Pure: texts in, an Aftermath out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from dagrun.sandbox.base import Exit
+from dagrun.sandbox.container_cli import plain_words
+from dagrun.sandbox.container_script import REPLACED
+from dagrun.sandbox.wall import NOTHING_MORE, Aftermath, Bounds
+
+_NEVER = "0001-01-01"  # what an engine says of a container that did not start
+_SIGXFSZ = 128 + 25
+_INIT_FAILED = re.compile(r"(?:\[FATAL tini \(\d+\)\]|catatonit:?)\s.*?exec(?:ve)?\s?.*?: (.+)")
+_NO_IMAGE = re.compile("no such image|unable to find image|image not known|manifest unknown|pull access denied", re.I)
+_NO_FORK = re.compile("can't fork|cannot fork|fork: retry|resource temporarily unavailable|pthread_create failed", re.I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notes:
+    """What the wrapper wrote: each "" when there was nothing to write."""
+
+    end: str = ""  # STATE_FORMAT
+    fault: str = ""  # why the engine could not say that
+    refused: str = ""  # why it did not make the container
+    tail: str = ""  # the last words of stderr
+    left: str = ""  # why the container could not be removed
+    removed: bool = False
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    status: str
+    code: int
+    oom: bool
+    started: bool
+    error: str
+
+
+def aftermath(exit_: Exit, notes: Notes, bounds: Bounds, *, image: str, program: str) -> Aftermath:
+    """What the exit code of the wrapper can't tell."""
+    if exit_.code == 0 or notes.killed:
+        return NOTHING_MORE
+    state = _parsed(notes.end)
+    if state is not None:
+        return _of_state(exit_, state, notes, bounds, image, program)
+    if notes.refused:
+        return _not_made(notes.refused, image)
+    if notes.fault and "no such" not in notes.fault.lower():
+        return Aftermath(outcome="lost", error=f"the engine went away while the container ran: {_last(notes.fault)}")
+    if exit_.code == 125:
+        return Aftermath(outcome="failed", error="the engine could not make the container: its words are in stderr")
+    return NOTHING_MORE
+
+
+def _of_state(exit_: Exit, state: _State, notes: Notes, bounds: Bounds, image: str, program: str) -> Aftermath:
+    if not state.started:
+        return Aftermath(outcome="failed", error=_not_started(state.error, image, program))
+    if state.status == "running":
+        return Aftermath(outcome="lost", error="the engine's command ended while the container still ran")
+    if exit_.code == 125 and state.code != 125:
+        return Aftermath(outcome="lost", error="the engine went away while the container ran, and came back")
+    limit = _limit(state, notes, bounds)
+    if limit is not None:
+        return limit
+    if state.code == 125 and REPLACED in notes.tail:
+        return Aftermath(outcome="denied", error=REPLACED.removeprefix("dagrun: "))
+    said = _INIT_FAILED.search(notes.tail)
+    if state.code in (126, 127) and said is not None:
+        return Aftermath(error=f"{program} can't be run in the image {image}: {plain_words(said.group(1)).lower()}")
+    if state.oom:
+        return Aftermath(error="a process in the container was killed, as the machine had no memory left")
+    return NOTHING_MORE
+
+
+def _limit(state: _State, notes: Notes, bounds: Bounds) -> Aftermath | None:
+    """The ceiling that ended it. An engine counts kills for memory; the others show in how it failed."""
+    if state.oom and bounds.memory_bytes is not None:
+        text = f"memory: used its limit of {_size(bounds.memory_bytes)}"
+        return Aftermath(limit="memory", error=text, peak_memory_bytes=bounds.memory_bytes)
+    if state.code == _SIGXFSZ and bounds.file_size_bytes is not None:
+        return Aftermath(
+            limit="file_size", error=f"file_size: a file reached its limit of {_size(bounds.file_size_bytes)}"
+        )
+    if bounds.pids is not None and _NO_FORK.search(notes.tail):
+        return Aftermath(limit="pids", error=f"pids: could not start more than its limit of {bounds.pids} processes")
+    return None
+
+
+def _parsed(text: str) -> _State | None:
+    parts = text.strip().split("|", 4)
+    if len(parts) != 5 or not re.fullmatch(r"-?\d+", parts[1]):
+        return None
+    return _State(parts[0], int(parts[1]), parts[2] == "true", not parts[3].startswith(_NEVER), parts[4])
+
+
+def _not_started(error: str, image: str, program: str) -> str:
+    text = plain_words(error)
+    if "executable file not found" in text or "no such file or directory" in text:
+        return f"{program} can't be run in the image {image}: {text}"
+    return f"the container did not start: {text or 'the engine does not say why'}"
+
+
+def _not_made(refused: str, image: str) -> Aftermath:
+    if _NO_IMAGE.search(refused):
+        return Aftermath(
+            outcome="failed",
+            error=f"there is no image {image} here: docker pull {image}, or docker: {{pull: missing}};"
+            f" the engine says: {_last(refused)}",
+        )
+    return Aftermath(outcome="failed", error=f"the engine refused the container: {_last(refused)}")
+
+
+def _last(text: str) -> str:
+    """The line that says what is wrong: the last but for advice."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("See '", "Run '"))]
+    return plain_words(lines[-1]) if lines else ""
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit} {name}"
+    return f"{count} bytes"

@@ -1,0 +1,84 @@
+"""The folder in which dagrun keeps what belongs to a container and must stay out of its reach.
+
+Below the folder of the run, one for each container: the variables and secrets that the engine reads,
+what the wrapper writes down, things to cover other things with. Beside them, shared: the filter of
+system calls, and an empty folder of settings.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dagrun.sandbox.container_end import Notes
+from dagrun.sandbox.container_line import Line
+from dagrun.sandbox.container_seccomp import profile
+
+FOLDER = "containers"  # in the folder of a run
+_NOTE_BYTES = 64 * 1024
+
+
+def make_folder(run_dir: str, name: str) -> str:
+    """The folder of a new container, and what all containers of the run share."""
+    shared = os.path.join(os.path.abspath(run_dir), FOLDER)
+    folder = os.path.join(shared, name)
+    os.makedirs(shared, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.join(shared, "config"), mode=0o700, exist_ok=True)
+    os.mkdir(folder, 0o700)
+    rules = os.path.join(shared, "seccomp.json")
+    if not os.path.exists(rules):
+        draft = os.path.join(folder, "seccomp")
+        _write(draft, profile(), 0o600)
+        os.replace(draft, rules)
+    return folder
+
+
+def settings(run_dir: str) -> str:
+    """An empty folder in place of the user's settings of the engine."""
+    return os.path.join(os.path.abspath(run_dir), FOLDER, "config")
+
+
+def write_files(line: Line, folder: str, user: tuple[int, int]) -> None:
+    """What the arguments of `run` speak of. Secrets can be read by the user of the container alone."""
+    for name, data in line.files.items():
+        path = os.path.join(folder, name)
+        if name != "secret":
+            _write(path, data, 0o600)
+        elif os.getuid() == 0:
+            _write(path, data, 0o400)
+            os.chown(path, *user)
+        else:
+            # For another user by mode: the folder above is closed to everybody else.
+            _write(path, data, 0o400 if user[0] == os.getuid() else 0o444)
+
+
+def read_notes(folder: str) -> Notes:
+    """What the wrapper wrote down."""
+    texts = {name: _read(os.path.join(folder, name)) for name in ("end", "fault", "refused", "tail", "left")}
+    return Notes(
+        **texts,
+        removed=os.path.exists(os.path.join(folder, "removed")),
+        killed=os.path.exists(os.path.join(folder, "killed")),
+    )
+
+
+def mark_killed(folder: str) -> None:
+    """Tell the wrapper that the end is wanted: nothing is started any more, nothing asked afterwards."""
+    _write(os.path.join(folder, "killed"), b"", 0o600)
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_NOTE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
