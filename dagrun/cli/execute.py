@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dagrun.cli.app import door
-from dagrun.cli.console import Settings, emit, emit_json, say
+from dagrun.cli.console import Settings, emit, emit_json, say, warn
 from dagrun.cli.groups import PARALLEL, PARAM, PARAMS, command
 from dagrun.cli.look import ARGUMENT, resolved, show_values
 from dagrun.cli.show import UIS, Show, check_ui
@@ -32,6 +32,9 @@ _ONLY = typer.Option([], "--only", metavar="NODE", show_default=False, help="Run
 _FROM = typer.Option([], "--from", metavar="NODE", show_default=False, help="This node and what follows it.")
 _UNTIL = typer.Option([], "--until", metavar="NODE", show_default=False, help="This node and what it needs.")
 _FAIL_FORM = "NODE[:OUTCOME[:ATTEMPT]]"
+_ACCEPT = typer.Option(
+    "", "--accept-missing", metavar="LIST", show_default=False, help="Guarantees to go without: fs.meta,…"
+)
 _FAIL = typer.Option([], "--fail", metavar=_FAIL_FORM, show_default=False, help="Make a node fail so.")
 
 
@@ -50,6 +53,7 @@ class _Request:
     fail: list[str]
     ui: str
     junit: str
+    accept_missing: str
 
 
 @command(
@@ -73,6 +77,7 @@ def execute(
     fail: list[str] = _FAIL,
     ui: str = _UI,
     junit: str = _JUNIT,
+    accept_missing: str = _ACCEPT,
     provider: str = typer.Option("", "--provider", hidden=True),
     replay: str = typer.Option("", "--replay", hidden=True),
 ) -> None:
@@ -97,6 +102,7 @@ def execute(
         fail=fail,
         ui=ui,
         junit=junit,
+        accept_missing=accept_missing,
     )
     if dry_run:
         _dry_run(settings, request)
@@ -152,6 +158,7 @@ def _prepared(request: _Request) -> tuple[Workflow, Options]:
         until=request.until,
         outputs_of=_earlier_run(request.outputs_of),
         fail=injected(workflow, request.fail),
+        accept_missing=request.accept_missing,
     )
     return workflow, options
 
@@ -225,34 +232,50 @@ def resume(
     parallel: int = PARALLEL,
     ui: str = _UI,
     junit: str = _JUNIT,
+    accept_missing: str = _ACCEPT,
 ) -> None:
     """Go on with a run that has not completed: what is done stays done, what failed is tried again."""
     settings: Settings = ctx.obj
     check_ui(ui)
-    _in_engine(settings, lambda side: _resume(settings, run, parallel, ui, junit, side))
+    request = _Resume(run=run, parallel=parallel, ui=ui, junit=junit, accept_missing=accept_missing)
+    _in_engine(settings, lambda side: _take_up(settings, request, side))
 
 
-def _resume(settings: Settings, run: str, parallel: int | None, ui: str, junit: str, side: EngineSide) -> int:
+@dataclass(slots=True, kw_only=True)
+class _Resume:
+    """What was asked of `resume`, as it was written."""
+
+    run: str
+    parallel: int | None = None
+    ui: str = "auto"
+    junit: str = ""
+    accept_missing: str = ""
+
+
+def _take_up(settings: Settings, request: _Resume, side: EngineSide) -> int:
     from dagrun.core.names import RunStatus
     from dagrun.engine import session
     from dagrun.store.history import load_state
     from dagrun.store.rundir import find_run
 
-    _check_junit(junit)
-    found = find_run(".", run)
+    _check_junit(request.junit)
+    found = find_run(".", request.run)
     if load_state(found).status is RunStatus.COMPLETED and not settings.json:
         say(f"run {found.id} has completed: there is nothing to resume")
         say(settings.hint(f"  help: dagrun trace show {found.id}"))
         return 0
-    options = session.Options(project=os.getcwd(), parallel=parallel)
-    shown = Show(settings, ui)
+    options = session.Options(
+        project=os.getcwd(), parallel=request.parallel, accept_missing=request.accept_missing
+    )
+    shown = Show(settings, request.ui)
     ended = session.resume(found, options, shown.observer, side)
-    return _conclude(settings, ended, shown, junit)
+    return _conclude(settings, ended, shown, request.junit)
 
 
-def go_on(settings: Settings, run: str) -> None:
+def go_on(settings: Settings, run: str, accept_missing: str = "") -> None:
     """Take a run up in the foreground as `resume` does; leaves with its exit code."""
-    _in_engine(settings, lambda side: _resume(settings, run, None, "auto", "", side))
+    request = _Resume(run=run, accept_missing=accept_missing)
+    _in_engine(settings, lambda side: _take_up(settings, request, side))
 
 
 @command("cancel", "dagrun cancel\ndagrun cancel r7k2")
@@ -287,10 +310,12 @@ def _who() -> str:
 def _dry_run(settings: Settings, request: _Request) -> None:
     """What `execute` would do, and nothing else."""
     from dagrun.cli.plan import show_selection
-    from dagrun.engine.session import check_options
+    from dagrun.engine.session import check_machine, check_options
 
     workflow, options = _prepared(request)
     check_options(workflow, options)
+    for note in check_machine(workflow, options):
+        warn(note)
     show_selection(settings, workflow, options)
     if not settings.json and not settings.quiet:
         say("dry run: nothing was started")

@@ -131,6 +131,7 @@ def _replan(
     rebase: bool = typer.Option(False, "--rebase", help="RUN: build on the head, whatever it is."),
     cancel_running: bool = typer.Option(False, "--cancel-running", help="RUN: end what runs, if need be."),
     resume: bool = typer.Option(False, "--resume", help="RUN: go on with it afterwards."),
+    accept_missing: str = _one("--accept-missing", "LIST", "With --resume: guarantees to go without."),
     write: bool = typer.Option(False, "--write", help="FLOW: rewrite the file; comments stay."),
     output: str = _OUTPUT,
 ) -> None:
@@ -176,7 +177,7 @@ def _replan(
         wish = wanted.wish(again=_again(run), base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
         done = change_run(settings, run, wish)
     if done is not None:
-        _admitted(settings, run, done, resume)
+        _admitted(settings, run, done, resume, accept_missing)
 
 
 def _again(run: RunDir) -> str:
@@ -221,7 +222,7 @@ def _indented() -> str:
 # ---------------------------------------------------------------- a run
 
 
-def _admitted(settings: Settings, run: RunDir, done: Submitted, resume: bool) -> None:
+def _admitted(settings: Settings, run: RunDir, done: Submitted, resume: bool, accept_missing: str) -> None:
     goes_on = resume and not done.engine_alive
     if goes_on and settings.json:
         pass  # stdout holds one document: that of the run
@@ -230,7 +231,7 @@ def _admitted(settings: Settings, run: RunDir, done: Submitted, resume: bool) ->
     if goes_on:
         from dagrun.cli.execute import go_on
 
-        go_on(settings, run.id)
+        go_on(settings, run.id, accept_missing)
 
 
 def _document(run: RunDir, wanted: Operations, editor: Editor | None, to: str, base: int) -> int:

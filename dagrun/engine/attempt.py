@@ -10,17 +10,24 @@ import os
 import re
 from dataclasses import dataclass
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
 from dagrun.core.mask import Masker
 from dagrun.core.names import Json, NodeId, Outcome
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Output
-from dagrun.engine.bench import Command, Workbench
+from dagrun.engine.bench import Command, Workbench, is_guarded
+from dagrun.engine.secrets import NoSecret
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.command import command_argv
 from dagrun.sandbox.logpool import LogPool, Slot
 from dagrun.store.exchange import OutputError, read_bytes, read_json, read_outputs_file, read_stdout, read_text
+
+if TYPE_CHECKING:
+    from dagrun.sandbox.wall import Aftermath
+    from dagrun.sandbox.walls import Held
+    from dagrun.store.artifacts import Opener
 
 MAX_ENV_BYTES = 64 * 1024  # an input above this is only in the inputs file
 SUMMARY_CHARS = 200
@@ -37,6 +44,13 @@ class Ending:
     escalated: bool = False
 
 
+@dataclass(slots=True)
+class Denied:
+    """Why an attempt was not started: it can't be held as it asks."""
+
+    message: str
+
+
 # ---------------------------------------------------------------- from the effect to a command
 
 
@@ -47,7 +61,11 @@ def prepare(bench: Workbench, state: RunState, i: int) -> Command | AttemptFinis
     injected = _injected(state, node.id, number)
     if injected is not None:
         return injected
-    return _prepare(bench, state, i, node, number)
+    try:
+        return _prepare(bench, state, i, node, number)
+    except NoSecret as error:  # of a node that a patch brought: those of the plan were there at the start
+        text = bench.mask.text(f"could not start: {error.message} ({error.hint})")
+        return AttemptFinished(node=node.id, attempt=number, outcome=Outcome.FAILED, error=text)
 
 
 def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | None:
@@ -61,23 +79,33 @@ def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | N
 def _prepare(
     bench: Workbench, state: RunState, i: int, node: Node, number: int
 ) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
-    env = bench.base(node).copy()
-    attempt_id = f"{bench.run_id}/{node.id}/{number}"
-    output_path = f"{bench.exchange}/{node.id}.{number}.out"
+    if node.review is None and is_guarded(bench.ceiling, node):
+        from dagrun.engine.confine import guard_of
+
+        guard = guard_of(bench, state.plan.workflow)
+        place = guard.place(node, number)
+        prepared = _command(bench, state, i, node, number, place.env, f"{place.folder}/")
+        return guard.finish(node, number, place, prepared)
+    return _command(bench, state, i, node, number, bench.base(node).copy(), f"{bench.exchange}/{node.id}.{number}.")
+
+
+def _command(
+    bench: Workbench, state: RunState, i: int, node: Node, number: int, env: dict[str, str], stem: str
+) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
     env["DAGRUN_NODE"] = node.id
     env["DAGRUN_ATTEMPT"] = str(number)
-    env["DAGRUN_ATTEMPT_ID"] = attempt_id
-    env["DAGRUN_OUTPUT"] = output_path
-    env["DAGRUN_PATCH"] = f"{bench.exchange}/{node.id}.{number}.patch"
+    env["DAGRUN_ATTEMPT_ID"] = f"{bench.run_id}/{node.id}/{number}"
+    env["DAGRUN_OUTPUT"] = f"{stem}out"
+    env["DAGRUN_PATCH"] = f"{stem}patch"
     env["DAGRUN_IDEMPOTENCY_KEY"] = f"{bench.key}-{node.id}"
     run = node.run
     plain = isinstance(run, str) or not any("${{" in word for word in run)
     if plain and not (node.review or node.inputs or node.env or node.condition or node.cwd):
         script = run if isinstance(run, str) else ""
-        return Command(command_argv(run, node.shell), env, script=script, output_path=output_path)
+        return Command(command_argv(run, node.shell), env, script=script, stem=stem)
     from dagrun.engine.inputs import prepare_rich
 
-    return prepare_rich(bench, state, i, number, env, output_path)
+    return prepare_rich(bench, state, i, number, env, stem)
 
 
 # ---------------------------------------------------------------- from the exit to an outcome
@@ -93,6 +121,8 @@ class Running:
     slot: Slot
     started_m: float
     ending: Ending | None = None
+    held: Held | None = None
+    after: Aftermath | None = None
 
 
 def conclude(
@@ -103,12 +133,15 @@ def conclude(
     `retire`: something may still hold the log files. Raises EnvironmentFault when the store fails.
     """
     outcome, error, limit = _outcome(node, run, exit_)
+    if run.after is not None:
+        outcome, error, limit = _with_aftermath(run.after, run.ending, outcome, error, limit)
     outputs: dict[str, Json] = {}
     artifacts: tuple[Json, ...] = ()
     if outcome is Outcome.COMPLETED and (node.outputs or node.output_schema is not None or node.artifacts):
         try:
             outputs = collect_outputs(bench, node, run)
-            artifacts = tuple(bench.context.store_artifacts(node.artifacts, bench.project))
+            stored = bench.context.store_artifacts(node.artifacts, bench.project, _reach(run))
+            artifacts = tuple([bench.mask.value(dict(found)) for found in stored])
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
             if bench.mask:  # a quotation that was cut short could end within a secret
@@ -131,8 +164,8 @@ def conclude(
         summary=bench.mask.text(summary),
         outputs=outputs,
         artifacts=artifacts,
-        max_rss_bytes=exit_.max_rss_bytes,
-        cpu_ms=exit_.cpu_ms,
+        max_rss_bytes=_peak(run, exit_),
+        cpu_ms=None if _elsewhere(run) else exit_.cpu_ms,
         stdout_bytes=out_bytes,
         stderr_bytes=err_bytes,
     )
@@ -153,6 +186,33 @@ def _outcome(node: Node, run: Running, exit_: Exit) -> tuple[Outcome, str, str]:
         return Outcome.FAILED, f"exit code {exit_.code}", ""
     assert exit_.signal is not None
     return Outcome.FAILED, f"killed by {signal_name(exit_.signal)}", ""
+
+
+def _with_aftermath(
+    after: Aftermath, ending: Ending | None, outcome: Outcome, error: str, limit: str
+) -> tuple[Outcome, str, str]:
+    """(outcome, error, limit) with what the back end knows; what the engine itself ended, it ended."""
+    if after.outcome == "denied":
+        return Outcome.DENIED, after.error, ""
+    if ending is not None:
+        return outcome, error, limit
+    if after.limit:
+        return Outcome.OVER_LIMIT, after.error or f"over its {after.limit} limit", after.limit
+    if after.outcome:
+        return Outcome(after.outcome), after.error or error, ""
+    return outcome, after.error if after.error and outcome is not Outcome.COMPLETED else error, limit
+
+
+def _peak(run: Running, exit_: Exit) -> int | None:
+    """The peak memory of an attempt in bytes, as far as anybody knows it."""
+    if run.after is not None and run.after.peak_memory_bytes is not None:
+        return run.after.peak_memory_bytes
+    return None if _elsewhere(run) else exit_.max_rss_bytes
+
+
+def _elsewhere(run: Running) -> bool:
+    """Whether the process that was reaped only stood for one that a daemon ran."""
+    return run.command.spec is not None and run.command.spec.level == "container"
 
 
 def signal_name(number: int) -> str:
@@ -209,12 +269,29 @@ def _one_output(bench: Workbench, run: Running, name: str, output: Output, writt
 
 def _file_output(bench: Workbench, run: Running, name: str, output: Output) -> Json:
     """The content of a declared file: JSON when it is named so or a path selects in it, else text."""
-    path = os.path.join(run.command.cwd or bench.project, output.file)
-    if read_bytes(path, what=output.file) is None:
-        raise OutputError(f"output `{name}`: there is no file {output.file!r}")
-    if output.path or output.file.endswith(".json"):
-        return read_json(path, what=output.file)
-    return read_text(path, what=output.file)
+    path: str | int | None = os.path.join(run.command.cwd or bench.project, output.file)
+    reach = _reach(run)
+    if reach is not None:
+        path = reach(str(path), output.file)
+    try:
+        if path is None or read_bytes(path, what=output.file) is None:
+            raise OutputError(f"output `{name}`: there is no file {output.file!r}")
+        if output.path or output.file.endswith(".json"):
+            return read_json(path, what=output.file)
+        return read_text(path, what=output.file)
+    finally:
+        if isinstance(path, int):
+            os.close(path)
+
+
+def _reach(run: Running) -> Opener | None:
+    """How files that a confined attempt wrote are opened; None: as those of any other command."""
+    spec = run.command.spec
+    if spec is None or (spec.level != "container" and spec.read is None and spec.network is None):
+        return None
+    from dagrun.engine.reach import Reach
+
+    return Reach(spec, run.command.began_ns).open
 
 
 def _hold(bench: Workbench, what: str, value: Json, schema: Json) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dagrun.core.mask import Masker
 from dagrun.core.names import Json, NodeId, Status
@@ -11,26 +12,58 @@ from dagrun.core.state import RunState
 from dagrun.core.workflow import Node
 from dagrun.engine.secrets import masker
 from dagrun.sandbox.environment import base_environment
+from dagrun.sandbox.procs import hide_memory
 from dagrun.store.context import ContextStore
+
+if TYPE_CHECKING:
+    from dagrun.core.permissions import Permissions
+    from dagrun.engine.confine import Guard
+    from dagrun.sandbox.wall import Guarantee, Spec
+    from dagrun.sandbox.walls import Walls
 
 
 @dataclass(slots=True)
 class Command:
-    """What is to be spawned for one attempt."""
+    """What is to be spawned for one attempt.
+
+    `stem` begins the paths of its files in the exchange. `spec` is what it asks of a back end (None:
+    a plain command), `sandbox` the name of that back end, `folder` what is removed when it is over.
+    `began_ns` is wall time.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
     script: str = ""
     inputs_digest: str = ""
-    output_path: str = ""
+    stem: str = ""
+    spec: Spec | None = None
+    sandbox: str = ""
+    folder: str = ""
+    began_ns: int = 0
+
+    @property
+    def output_path(self) -> str:
+        """What $DAGRUN_OUTPUT names."""
+        return f"{self.stem}out"
+
+    @property
+    def patch_path(self) -> str:
+        """What $DAGRUN_PATCH names."""
+        return f"{self.stem}patch"
+
+
+def _unused(_kind: str, _run_dir: str) -> None:
+    """Nobody cleans up after a kill."""
 
 
 @dataclass(slots=True)
 class Workbench:
     """What all attempts of a run share: secrets, environment, the folder for exchange, the store.
 
-    `exchange` is a folder outside `.dagrun/`, private to this user.
+    `exchange` is a folder outside `.dagrun/`, private to this user. `ceiling` is what the workflow
+    permits all its nodes, `accepted` what its user does without. `exempt` keeps helpers out of sweeps,
+    `used` hears what a kill of this process would leave (EngineSide.tell_sweep).
     """
 
     run_id: str
@@ -44,6 +77,12 @@ class Workbench:
     context: ContextStore
     exchange: str
     environ: Mapping[str, str]
+    ceiling: Permissions | None = None
+    accepted: frozenset[Guarantee] = frozenset()
+    walls: Walls | None = None
+    exempt: Callable[[int], None] | None = None
+    used: Callable[[str, str], None] = _unused
+    guard: Guard | None = None
     mask: Masker = field(init=False)
     _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, str]] = field(init=False)
 
@@ -64,6 +103,41 @@ class Workbench:
                 found[name] = self.secrets[name]
             self._bases[key] = found
         return found
+
+    def _used(self, kind: str) -> None:
+        self.used(kind, self.run_path)
+
+    def back_ends(self) -> Walls:
+        """The back ends of this engine; made at the first need."""
+        if self.walls is None:
+            from dagrun.sandbox.walls import Walls
+
+            self.walls = Walls(self.accepted)
+            hide_memory()
+        self.walls.run_id = self.run_id
+        if self.exempt is not None:
+            self.walls.exempt_by(self.exempt)
+        self.walls.used = self._used
+        return self.walls
+
+
+_CEILINGS = frozenset({"memory", "cpu"})
+
+
+def is_guarded(ceiling: Permissions | None, node: Node) -> bool:
+    """Whether an attempt of `node` is anything but a plain command; cheap, as all are asked.
+
+    `ceiling` are the permissions of the workflow.
+    """
+    return (
+        ceiling is not None
+        or node.permissions is not None
+        or node.isolation != "process"
+        or node.secret_files != ()
+        or node.pids != 0
+        or node.file_size != 0
+        or (bool(node.resources) and not node.resources.keys().isdisjoint(_CEILINGS))
+    )
 
 
 def run_context(bench: Workbench) -> dict[str, Json]:

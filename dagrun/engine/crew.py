@@ -19,11 +19,12 @@ from dagrun.core.decide import Room
 from dagrun.core.event import AttemptFinished, Event, NodeSpawned, Warned
 from dagrun.core.names import NodeId, Outcome, format_duration
 from dagrun.core.state import RunState
-from dagrun.engine.attempt import Ending, Running, conclude
+from dagrun.engine.attempt import Denied, Ending, Running, conclude
 from dagrun.engine.bench import Command, Workbench
+from dagrun.engine.exchange import remove_exchange
 from dagrun.engine.timers import Kind, Timers
 from dagrun.errors import EnvironmentFault
-from dagrun.sandbox.base import Child, SpawnBusy, SpawnFailed
+from dagrun.sandbox.base import Child, Exit, SpawnBusy, SpawnFailed
 from dagrun.sandbox.logpool import LogPool, Slot
 from dagrun.sandbox.plain import Plain
 from dagrun.store.disk import disk_fault
@@ -61,6 +62,9 @@ class Crew:
         self._timers = timers
         self._poll = poll
         self._sandbox = Plain()
+        bench.exempt = self._sandbox.exempt
+        if bench.walls is not None:
+            bench.back_ends()  # its helpers, which are children of ours already
         self._logs = LogPool(run.nodes)
         self._children: dict[int, tuple[Child, Running]] = {}
         self._by_node: dict[int, Child] = {}
@@ -95,22 +99,28 @@ class Crew:
             self._busy(i, command, why)
             return
         run = Running(i, attempt.number, command, slot, monotonic())
+        child: Child | SpawnFailed | Denied
         try:
-            child = self._sandbox.spawn(
-                command.argv,
-                command.env,
-                out_fd=slot.out_fd,
-                err_fd=slot.err_fd,
-                attempt_id=command.env["DAGRUN_ATTEMPT_ID"],
-                cwd=command.cwd,
-                script=command.script,
-            )
+            if command.spec is None:
+                child = self._sandbox.spawn(
+                    command.argv,
+                    command.env,
+                    out_fd=slot.out_fd,
+                    err_fd=slot.err_fd,
+                    attempt_id=command.env["DAGRUN_ATTEMPT_ID"],
+                    cwd=command.cwd,
+                    script=command.script,
+                )
+            else:
+                from dagrun.engine.confined import spawn_held
+
+                child = spawn_held(self._bench.back_ends(), self._sandbox, run)
         except SpawnBusy as busy:
             self._logs.release(slot, self._state.plan.ids[i], attempt.number)
             self._busy(i, command, busy.message)
             return
         self._pause_s, self._stuck_since = SPAWN_PAUSE_S, 0.0
-        if isinstance(child, SpawnFailed):
+        if not isinstance(child, Child):
             self._never_ran(run, child)
             return
         attempt.slot = slot.index
@@ -127,14 +137,16 @@ class Crew:
             self._sizing = True
             self._timers.add(SIZE_CHECK_S, "size")
 
-    def _never_ran(self, run: Running, why: SpawnFailed) -> None:
-        """The command could not be started at all: an outcome, as from a shell (126, 127)."""
+    def _never_ran(self, run: Running, why: SpawnFailed | Denied) -> None:
+        """The command could not be started at all: an outcome, as from a shell (126, 127), or denied."""
         node = self._state.plan.nodes[run.node]
         self._logs.release(run.slot, node.id, run.number)
-        code = 127 if why.errno == 2 else 126
         text = self._bench.mask.text(why.message)
-        failure = AttemptFinished(node=node.id, attempt=run.number, outcome=Outcome.FAILED, exit_code=code, error=text)
+        code = (127 if why.errno == 2 else 126) if isinstance(why, SpawnFailed) else None
+        outcome = Outcome.FAILED if isinstance(why, SpawnFailed) else Outcome.DENIED
+        failure = AttemptFinished(node=node.id, attempt=run.number, outcome=outcome, exit_code=code, error=text)
         self.facts.append(failure)
+        self._remove_folder(run.command)
 
     def _busy(self, i: int, command: Command, why: str) -> None:
         """The machine is short of processes or descriptors: fewer at a time, and try again later."""
@@ -191,6 +203,8 @@ class Crew:
         self._poll.unregister(fd)
         swept = self._sandbox.sweep(child)
         exit_ = self._sandbox.reap(child)
+        if run.held is not None:
+            exit_ = self._ended(run, exit_)
         self._by_node.pop(run.node, None)
         if self._waiting:
             self._timers.add(0.0, "spawn")
@@ -202,15 +216,33 @@ class Crew:
             self.facts.append(Warned(text=self._bench.mask.text(text), node=node.id))
         self.facts.append(conclude(self._bench, self._logs, node, run, exit_, retire=retire))
         self._collect_patch(node.id, run.command)
+        self._remove_folder(run.command)
+
+    def _ended(self, run: Running, exit_: Exit) -> Exit:
+        """What the back end knows of an attempt, once all of it is dead; how it really ended."""
+        assert run.held is not None
+        run.after = after = self._bench.back_ends().ended(run.held, exit_)
+        run.held = None
+        for note in after.notes:
+            self.facts.append(Warned(text=self._bench.mask.text(note), node=self._state.plan.ids[run.node]))
+        return after.exit or exit_
+
+    def _remove_folder(self, command: Command) -> None:
+        """The exchange of an attempt of its own goes with it: its secrets are in there."""
+        if command.folder:
+            remove_exchange(command.folder)
 
     def _collect_patch(self, node: NodeId, command: Command) -> None:
         """Remember what an attempt wrote to $DAGRUN_PATCH, to be judged under the journal's lock."""
         try:
-            data = read_bytes(command.env["DAGRUN_PATCH"], MAX_PATCH_BYTES, what="$DAGRUN_PATCH")
+            data = read_bytes(command.patch_path, MAX_PATCH_BYTES, what="$DAGRUN_PATCH")
         except OutputError as error:
-            self.facts.append(Warned(node=node, text=error.message))
+            self.facts.append(Warned(node=node, text=self._bench.mask.text(error.message)))
             return
         if data is not None:
+            if self._bench.mask:  # a patch is journaled as it was written
+                text = self._bench.mask.text(data.decode("utf-8", "surrogateescape"))
+                data = text.encode("utf-8", "surrogateescape")
             self.patches.append((node, data))
 
     # ------------------------------------------------------------ ending an attempt
@@ -226,10 +258,12 @@ class Crew:
         return None
 
     def _drop_waiting(self, i: int, reason: str) -> AttemptFinished | None:
-        kept = [item for item in self._waiting if item[0] != i]
-        if len(kept) == len(self._waiting):
+        before = self._waiting
+        kept = [item for item in before if item[0] != i]
+        if len(kept) == len(before):
             return None
         self._waiting = kept
+        self._remove_folder(next(command for number, command in before if number == i))
         return AttemptFinished(
             node=self._state.plan.ids[i],
             attempt=self._state.running[i].number,
@@ -240,14 +274,16 @@ class Crew:
     def _end(self, child: Child, run: Running, ending: Ending, at_most_s: float | None = None) -> None:
         """SIGTERM to the whole tree now, SIGKILL after the node's grace (at most `at_most_s`)."""
         run.ending = ending
-        self._sandbox.terminate(child)
+        if run.held is None or self._bench.back_ends().terminate(run.held, child) < 0:
+            self._sandbox.terminate(child)
         grace = self._state.plan.nodes[run.node].grace_s
         self._timers.add(grace if at_most_s is None else min(grace, at_most_s), "kill", run.node, run.number)
 
     def _kill(self, child: Child, run: Running) -> None:
         if run.ending is not None:
             run.ending.escalated = True
-        self._sandbox.kill_tree(child)
+        if run.held is None or self._bench.back_ends().kill(run.held, child) < 0:
+            self._sandbox.kill_tree(child)
 
     def kill_now(self) -> None:
         """SIGKILL to every tree, whatever grace is left; their ends come as those of others do."""
@@ -256,6 +292,9 @@ class Crew:
 
     def end_all(self) -> None:
         """SIGKILL everything that was ever started here, until none of it is left."""
+        for child, run in self._children.values():
+            if run.held is not None:
+                self._bench.back_ends().kill(run.held, child)
         self._sandbox.end_all()
 
     # ------------------------------------------------------------ what is due
@@ -305,7 +344,13 @@ class Crew:
         data = self._logs.tail(slot, most) or self._logs.tail(slot, most, "err")
         return mask.same_length(data)[-TAIL_BYTES:]
 
+    def abandon(self) -> None:
+        """Every process is dead already: remove what back ends have outside of the tree."""
+        if self._bench.walls is not None:
+            self._bench.walls.close()
+
     def close(self) -> None:
         """Give back what is open. Nothing may be running."""
         self._logs.close()
+        self.abandon()
         self._sandbox.close()

@@ -40,12 +40,80 @@ def make_exchange(run: RunDir) -> str:
 
 
 def remove_exchange(path: str) -> None:
-    """Remove the folder with all that nodes left in it; what can't be removed stays."""
+    """Remove a folder with all that nodes left in it; what can't be removed stays.
+
+    Whatever a command made of it: folders that it closed to itself, or nested thousands deep.
+    """
     try:
         os.rmdir(path)
     except FileNotFoundError:
         return
     except OSError:
-        from shutil import rmtree
+        _remove_tree(path)
 
-        rmtree(path, ignore_errors=True)
+
+def _remove_tree(path: str) -> None:
+    """Bring every folder to the top and empty it there: no path gets long and nothing recurses."""
+    parent, name = os.path.split(path)
+    try:
+        top = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    waiting = [name]
+    made = 0
+    try:
+        while waiting:
+            folder = waiting.pop()
+            for entry in _emptied(top, folder):
+                made += 1
+                moved = f".{name}.{os.getpid()}.{made}"
+                try:
+                    os.rename(f"{folder}/{entry}", moved, src_dir_fd=top, dst_dir_fd=top)
+                    waiting.append(moved)
+                except OSError:
+                    pass
+            try:
+                os.rmdir(folder, dir_fd=top)
+            except OSError:
+                pass
+    finally:
+        os.close(top)
+
+
+def _emptied(top: int, name: str) -> list[str]:
+    """Remove the files of a folder; the names of the folders in it, each open to us now."""
+    try:
+        _open_up(top, name)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    except OSError:
+        try:
+            os.unlink(name, dir_fd=top)
+        except OSError:
+            pass
+        return []
+    folders = []
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    _open_up(fd, entry.name)  # a folder that is moved has to be writable itself
+                    folders.append(entry.name)
+                else:
+                    try:
+                        os.unlink(entry.name, dir_fd=fd)
+                    except OSError:
+                        pass
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return folders
+
+
+def _open_up(folder: int, name: str) -> None:
+    """Give ourselves all rights to a folder; nothing lives that could put a link in its place."""
+    try:
+        if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.chmod(name, 0o700, dir_fd=folder)
+    except OSError:
+        pass

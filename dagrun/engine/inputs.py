@@ -24,26 +24,29 @@ MAX_ENV_BYTES = 64 * 1024  # an input above this is only in the inputs file
 
 
 def prepare_rich(
-    bench: Workbench, state: RunState, i: int, number: int, env: dict[str, str], output_path: str
+    bench: Workbench, state: RunState, i: int, number: int, env: dict[str, str], stem: str
 ) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
     """What to spawn, ask or skip, with everything rendered; its end, when a value is missing."""
     try:
-        return _prepare(bench, state, i, number, env, output_path)
+        return _prepare(bench, state, i, number, env, stem)
     except ex.EvaluationError as error:
         text = bench.mask.text(f"could not start: {error.message}")
         return AttemptFinished(node=state.plan.ids[i], attempt=number, outcome=Outcome.FAILED, error=text)
 
 
 def _prepare(
-    bench: Workbench, state: RunState, i: int, number: int, env: dict[str, str], output_path: str
+    bench: Workbench, state: RunState, i: int, number: int, env: dict[str, str], stem: str
 ) -> Command | NodeSkipped | ReviewRequested:
     node = state.plan.nodes[i]
     if node.condition and state.broken[i] and ex.wants_success(ex.parse(node.condition)):
         return NodeSkipped(node=node.id, reason="dependency", text="a node it needs did not succeed")
-    scope = ex.Scope(params=bench.params, env=env, run=run_context(bench), hash_files=_hasher(bench.project))
+    # a secret goes into variables only: arguments, folders, inputs and questions are seen by others
+    seen = {name: value for name, value in env.items() if name not in node.secrets} if node.secrets else env
+    scope = ex.Scope(params=bench.params, env=seen, run=run_context(bench), hash_files=_hasher(bench.project))
     inputs = resolve_inputs(bench, state, node, scope)
     scope = replace(scope, inputs=inputs)
-    rendered = {name: ex.render_text(ex.parse_template(text), scope) for name, text in node.env.items()}
+    mine = replace(scope, env=env)
+    rendered = {name: ex.render_text(ex.parse_template(text), mine) for name, text in node.env.items()}
     if node.condition:
         skip = _condition(state, i, node, replace(scope, env={**env, **rendered}))
         if skip is not None:
@@ -51,9 +54,9 @@ def _prepare(
     if node.review is not None:
         return _question(bench, node, node.review, number, scope)
     script = node.run if isinstance(node.run, str) else ""
-    command = Command(_argv(node, scope), env, script=script, output_path=output_path)
+    command = Command(_argv(node, scope), env, script=script, stem=stem)
     if node.inputs:
-        _pass_inputs(bench, command, node, number, inputs)
+        _pass_inputs(command, inputs)
     env.update(rendered)
     if node.cwd:
         command.cwd = os.path.join(bench.project, ex.render_text(ex.parse_template(node.cwd), scope))
@@ -117,11 +120,11 @@ def resolve_inputs(bench: Workbench, state: RunState, node: Node, scope: ex.Scop
     return values
 
 
-def _pass_inputs(bench: Workbench, command: Command, node: Node, number: int, inputs: dict[str, Json]) -> None:
+def _pass_inputs(command: Command, inputs: dict[str, Json]) -> None:
     """Inputs as INPUT_<NAME> (up to MAX_ENV_BYTES) and as one JSON file."""
     from hashlib import sha256
 
-    path = f"{bench.exchange}/{node.id}.{number}.in.json"
+    path = f"{command.stem}in.json"
     write_inputs(path, inputs)
     command.env["DAGRUN_INPUTS"] = path
     for name, value in inputs.items():

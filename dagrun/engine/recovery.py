@@ -16,9 +16,10 @@ from dagrun.core.mask import Masker
 from dagrun.core.names import Outcome, RunStatus
 from dagrun.core.state import RunState
 from dagrun.engine.attempt import mask_file
+from dagrun.engine.bench import is_guarded
 from dagrun.engine.exchange import exchange_path, remove_exchange
-from dagrun.engine.secrets import masker, resolve
-from dagrun.errors import InputError, RunLockedError
+from dagrun.engine.secrets import at_hand
+from dagrun.errors import RunLockedError
 from dagrun.sandbox.deadrun import reap_dead_run
 from dagrun.sandbox.logpool import recover
 from dagrun.store.disk import disk_fault
@@ -30,10 +31,25 @@ from dagrun.store.rundir import RunDir
 
 
 def reap(run: RunDir, state: RunState) -> list[str]:
-    """Kill what is alive of a dead run, whose lock we hold; the names of what was killed."""
+    """Kill what is alive of a dead run, whose lock we hold; the names of what was killed.
+
+    Containers and control groups of its go too.
+    """
     boot = state.engine.boot_id if state.engine is not None else ""
     recorded = [(a.pid, a.ticks, boot) for a in state.running.values() if a.pid]
-    return reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
+    killed = reap_dead_run(run.id, recorded, run_dir=os.path.abspath(run.path))
+    return [*killed, *_sweep(run, state)]
+
+
+def _sweep(run: RunDir, state: RunState) -> list[str]:
+    """Remove what the back ends of a dead run left; the names of its containers."""
+    used = {attempt.sandbox for tried in state.attempts for attempt in tried if attempt.sandbox}
+    limited = any(is_guarded(None, node) for node in state.plan.nodes)
+    if not used and not limited:
+        return []
+    from dagrun.sandbox.leftovers import LIMITS, sweep
+
+    return sweep(os.path.abspath(run.path), {*used, LIMITS})
 
 
 def name_logs(run: RunDir, state: RunState, mask: Masker) -> None:
@@ -126,7 +142,4 @@ def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
 
 def _masker_at_hand(state: RunState) -> Masker:
     """What hides the secrets of a run; nothing where they can't be had: that must not keep a run alive."""
-    try:
-        return masker(resolve(state.plan.workflow, state.created.project, os.environ))
-    except InputError:
-        return masker({})
+    return at_hand(state.plan.workflow, state.created.project, os.environ).mask

@@ -248,6 +248,7 @@ class Runner:
             revision=self.state.plan.revision,
             slot=slot.index if slot is not None else -1,
             inputs_digest=prepared.inputs_digest,
+            sandbox=prepared.sandbox,
         )
         self.scribe.fold(event)
         to_spawn.append((i, prepared, slot, why))
@@ -257,7 +258,7 @@ class Runner:
 
         patches, self.crew.patches = self.crew.patches, []
         for name, data in patches:
-            for event in patch_from_node(self.state, name, data):
+            for event in patch_from_node(self.state, name, data, self.bench.mask):
                 self.scribe.fold(event)
 
     def _finish(self, finish: Finish) -> None:
@@ -325,6 +326,7 @@ class Runner:
         if not self.side.watchdog_alive:
             # the pid that the user knows was killed: what it started dies, and the journal stays as it is
             kill_everything()
+            self.crew.abandon()
             os._exit(137)
 
     def _stop(self, cause: StopCause, mode: Literal["drain", "now"]) -> None:

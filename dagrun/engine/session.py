@@ -22,21 +22,21 @@ from dagrun.core.names import Json, NodeId, RunStatus, Status
 from dagrun.core.plan import Plan, compile_plan, input_sources, near
 from dagrun.core.selection import select
 from dagrun.core.state import RunState, new_state
-from dagrun.core.workflow import Workflow, workflow_to_json
+from dagrun.core.workflow import Node, Workflow, workflow_to_json
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
+from dagrun.engine.holding import Holding, hold, sweep_dead_runs
 from dagrun.engine.observer import Observer
 from dagrun.engine.recovery import catch_up, mark_lost, name_logs, reap
 from dagrun.engine.runner import Runner
-from dagrun.engine.secrets import masker, resolve
+from dagrun.engine.secrets import masker, resolve, warnings
 from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem
-from dagrun.sandbox.procs import boot_id
+from dagrun.sandbox.procs import boot_id, hide_memory
 from dagrun.sandbox.watchdog import EngineSide
 from dagrun.store.context import ContextStore
 from dagrun.store.disk import write_atomic
 from dagrun.store.history import History, exists, load_state
 from dagrun.store.journal import Journal
-from dagrun.store.lock import Lock
 from dagrun.store.rundir import RunDir, find_run, new_run, remove
 
 OWN_DESCRIPTORS = 32  # what the engine itself has open at most, with some to spare for a look at /proc
@@ -44,7 +44,10 @@ OWN_DESCRIPTORS = 32  # what the engine itself has open at most, with some to sp
 
 @dataclass(slots=True, kw_only=True)
 class Options:
-    """What the command line says about a session. `fail` maps a node to [outcome, attempt or 0]."""
+    """What the command line says about a session. `fail` maps a node to [outcome, attempt or 0].
+
+    `accept_missing` names, comma-separated, the guarantees that its user does without.
+    """
 
     project: str
     params: Mapping[str, Json] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class Options:
     until: Sequence[NodeId] = ()
     outputs_of: str | None = None
     fail: Mapping[NodeId, list[Json]] = field(default_factory=dict)
+    accept_missing: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -163,6 +167,26 @@ def _check_room(workflow: Workflow, room: Room) -> None:
                 )
 
 
+def _could_run(workflow: Workflow, options: Options) -> list[Node]:
+    """The nodes of a new run that are chosen."""
+    if not (options.only or options.from_ or options.until):
+        return list(workflow.nodes.values())
+    plan = compile_plan(workflow)
+    chosen = select(plan, options.only, options.from_, options.until)
+    return [plan.nodes[i] for i in sorted(chosen)]
+
+
+def check_machine(workflow: Workflow, options: Options) -> tuple[str, ...]:
+    """Refuse a new run that this machine can't hold; what its user goes without, in words.
+
+    Raises EnvironmentFault and UsageError.
+    """
+    held = hold(workflow, _could_run(workflow, options), options.accept_missing)
+    if held.walls is not None:
+        held.walls.close()
+    return held.notes
+
+
 # ---------------------------------------------------------------- a new run
 
 
@@ -173,6 +197,8 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
     gives out; whatever happens, nothing that was started is alive afterwards.
     """
     check_options(workflow, options)
+    held = hold(workflow, _could_run(workflow, options), options.accept_missing)
+    notes = [*held.notes, *sweep_dead_runs(held, options.project)]
     secrets = resolve(workflow, options.project, os.environ)
     plan = compile_plan(workflow)
     if options.outputs_of is not None:  # `last` must not come to mean the run that is made here
@@ -203,7 +229,7 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
         journal.append([encode(created), *map(encode, events)], epoch=1)
         journal.sync()
         side.tell_run(run.id)
-        return _work(run, lock, state, journal, secrets, room, observer, side, ())
+        return _work(run, state, journal, secrets, room, observer, side, held, notes)
     finally:
         lock.release()
         if not exists(run):
@@ -275,6 +301,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
             return Ended(run, state, state.status, 0)
         killed = reap(run, state)
         workflow = state.plan.workflow
+        held = hold(workflow, _still_to_run(state), options.accept_missing)
         project = state.created.project if os.path.isdir(state.created.project) else options.project
         secrets = resolve(workflow, project, os.environ)
         room = make_room(workflow, options)
@@ -287,15 +314,24 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
             journal.write([encode(e) for e in events], epoch=journal.epoch + 1)
         finally:
             journal.end()
-        notes = [f"killed what the dead run had left: {', '.join(killed[:5])}"] if killed else []
+        notes = [*held.notes]
+        if killed:
+            notes.append(f"killed what the dead run had left: {', '.join(killed[:5])}")
         if journal.torn_bytes:
             notes.append(f"cut {journal.torn_bytes} bytes of an unfinished record off the journal")
         for event in events:
             evolve(state, event, time(), monotonic())
         journal.sync()
-        return _work(run, lock, state, journal, secrets, room, observer, side, notes)
+        return _work(run, state, journal, secrets, room, observer, side, held, notes)
     finally:
         lock.release()
+
+
+def _still_to_run(state: RunState) -> list[Node]:
+    """The nodes of a run that may start again."""
+    over = (Status.COMPLETED, Status.SUPERSEDED)
+    statuses = enumerate(state.node_status)
+    return [state.plan.nodes[i] for i, status in statuses if status not in over and i not in state.removed]
 
 
 # ---------------------------------------------------------------- both
@@ -303,13 +339,13 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
 
 def _work(
     run: RunDir,
-    lock: Lock,
     state: RunState,
     journal: Journal,
     secrets: Mapping[str, str],
     room: Room,
     observer: Observer,
     side: EngineSide,
+    held: Holding,
     notes: Sequence[str],
 ) -> Ended:
     workflow, created = state.plan.workflow, state.created
@@ -327,7 +363,13 @@ def _work(
         context=ContextStore(run),
         exchange=exchange,
         environ=os.environ,
+        ceiling=workflow.permissions,
+        accepted=held.accepted,
+        walls=held.walls,
+        used=side.tell_sweep,
     )
+    if secrets or held.walls is not None:
+        hide_memory()
     # the plan lives as long as the run: no collection need ever look at it again
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -336,7 +378,7 @@ def _work(
     runner = Runner(state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side)
     if room.parallel == most_at_once():
         notes = [*notes, f"few files may be open at a time (ulimit -n), so only {room.parallel} nodes run at a time"]
-    for note in notes:
+    for note in [*notes, *warnings(secrets)]:
         runner.scribe.record(Warned(text=note))
     try:
         ended = runner.run()

@@ -29,6 +29,7 @@ __all__ = ["EngineSide", "kill_everything", "run_under_watchdog"]
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SAME_SIGNAL_S = 1.0
+_SWEEP = "sweep:"
 
 
 class EngineSide:
@@ -87,8 +88,15 @@ class EngineSide:
 
     def tell_run(self, run_id: str) -> None:
         """Tell the watchdog which run to name in its last word; from now on signals come to `read` alone."""
+        self._tell(run_id)
+
+    def tell_sweep(self, kind: str, run_dir: str) -> None:
+        """Tell the watchdog what no signal of its own would end, if this process is killed: see leftovers.sweep."""
+        self._tell(f"{_SWEEP}{kind}:{run_dir}".replace("\n", "\0"))
+
+    def _tell(self, line: str) -> None:
         try:
-            os.write(self._run, f"{run_id}\n".encode())
+            os.write(self._run, f"{line}\n".encode("utf-8", "surrogateescape"))
         except OSError:
             pass  # no watchdog, no last word
 
@@ -136,7 +144,10 @@ def run_under_watchdog(main: Callable[[EngineSide], int]) -> int:
     os.set_blocking(run_read, False)
     watched = _watch(engine, signals_write, blocked, run_read)
     survivors = kill_everything()
-    return _last_word(watched, survivors, run_read)
+    watched.told += _drain(run_read) or b""
+    if os.WIFSIGNALED(watched.status):
+        _sweep(watched.told)
+    return _last_word(watched, survivors)
 
 
 def _be_engine(main: Callable[[EngineSide], int], signals_fd: int, run_fd: int, mask: set[int]) -> None:
@@ -213,7 +224,17 @@ def _let_go_of_stdio() -> None:
     os.close(null)
 
 
-def _last_word(watched: _Watched, survivors: list[str], run_fd: int) -> int:
+def _sweep(told: bytes) -> None:
+    """Remove what the engine had made outside of its process tree."""
+    lines = told.decode("utf-8", "surrogateescape").split("\n")
+    for line in dict.fromkeys([line for line in lines if line.startswith(_SWEEP)]):
+        from dagrun.sandbox.leftovers import sweep
+
+        kind, _, run_dir = line.removeprefix(_SWEEP).partition(":")
+        sweep(run_dir.replace("\0", "\n"), (kind,))
+
+
+def _last_word(watched: _Watched, survivors: list[str]) -> int:
     """The exit code for the engine's wait status; one line on stderr if it was killed."""
     if not os.WIFSIGNALED(watched.status):
         return os.WEXITSTATUS(watched.status)
@@ -221,7 +242,8 @@ def _last_word(watched: _Watched, survivors: list[str], run_fd: int) -> int:
     if watched.ended_by and number == signal.SIGKILL:
         _say(f"interrupted by {signal.Signals(watched.ended_by).name}: no node was started")
         return 128 + watched.ended_by
-    told = (watched.told + (_drain(run_fd) or b"")).decode("utf-8", "replace").split()
+    lines = watched.told.decode("utf-8", "replace").split("\n")
+    told = [line for line in lines if line and not line.startswith(_SWEEP)]
     state = "nothing it started is alive"
     if survivors:
         state = f"{len(survivors)} of its processes would not die ({', '.join(survivors[:5])})"

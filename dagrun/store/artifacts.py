@@ -13,27 +13,31 @@ import os
 import re
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dagrun.store.disk import write_all
 from dagrun.store.exchange import OutputError, kind_of
 from dagrun.store.fault import ARMED, fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dagrun.core.names import Json
 
 MAX_FILES = 10_000
+
+# (path, its name in messages) -> a descriptor, None where there is no such file; raises OutputError
+Opener: TypeAlias = "Callable[[str, str], int | None]"
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
 _WILD = re.compile(r"[*?[]")
 
 
-def collect(patterns: Sequence[str], base_dir: str) -> list[str]:
+def collect(patterns: Sequence[str], base_dir: str, *, links: bool = True) -> list[str]:
     """The files below `base_dir` that `patterns` mean, relative to it, sorted, each once.
 
+    `links` False: no folder is entered through a symbolic link, not even one that is named.
     Raises OutputError for a pattern that leads outside, a named file that is missing or no file,
     and for more than MAX_FILES.
     """
@@ -42,7 +46,7 @@ def collect(patterns: Sequence[str], base_dir: str) -> list[str]:
         parts = _parts(pattern, base_dir)
         named = not any(_WILD.search(part) for part in parts)
         before = len(found)
-        for path in _walk(base_dir, "", parts):
+        for path in _walk(base_dir, "", parts, links):
             if os.path.isfile(os.path.join(base_dir, path)) or named:
                 found.add(path)
             if len(found) > MAX_FILES:
@@ -71,20 +75,20 @@ def _parts(pattern: str, base_dir: str) -> list[str]:
     return parts
 
 
-def _walk(base: str, prefix: str, parts: list[str]) -> Iterator[str]:
+def _walk(base: str, prefix: str, parts: list[str], links: bool) -> Iterator[str]:
     """What `parts` match below base/prefix. No recursion on the depth of the disk, only on the pattern."""
     part, rest = parts[0], parts[1:]
     if part == "**":
         for folder in _folders(base, prefix):
-            yield from _walk(base, folder, rest or ["*"])
+            yield from _walk(base, folder, rest or ["*"], links)
         return
     if not _WILD.search(part):
         path = prefix + part
         if not rest:
             if os.path.lexists(os.path.join(base, path)):
                 yield path
-        elif os.path.isdir(os.path.join(base, path)):
-            yield from _walk(base, path + "/", rest)
+        elif os.path.isdir(os.path.join(base, path)) and (links or not os.path.islink(os.path.join(base, path))):
+            yield from _walk(base, path + "/", rest, links)
         return
     from fnmatch import fnmatchcase
 
@@ -95,7 +99,7 @@ def _walk(base: str, prefix: str, parts: list[str]) -> Iterator[str]:
             if entry.is_file(follow_symlinks=False):
                 yield prefix + entry.name
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(base, f"{prefix}{entry.name}/", rest)
+            yield from _walk(base, f"{prefix}{entry.name}/", rest, links)
 
 
 def _folders(base: str, prefix: str) -> Iterator[str]:
@@ -126,13 +130,16 @@ def _scan(path: str) -> list[os.DirEntry[str]]:
         raise OutputError(f"artifacts: can't list {path}: {error.strerror}") from error
 
 
-def copy_in(path: str, base_dir: str, store: str) -> dict[str, Json]:
+def copy_in(path: str, base_dir: str, store: str, reach: Opener | None = None) -> dict[str, Json]:
     """Copy one file into the folder `store` under its digest: {path, sha, size, mode}.
 
-    Durable but for the name: sync the folder after the last. Raises OutputError for a file that
-    may not or can't be read, OSError when the store can't be written.
+    `reach` opens it instead of the ordinary way, which follows links inside of the project. Durable
+    but for the name: sync the folder after the last. Raises OutputError for a file that may not or
+    can't be read, OSError when the store can't be written.
     """
-    source = _open_inside(path, base_dir)
+    source = _open_inside(path, base_dir) if reach is None else reach(path, f"artifact {path!r}")
+    if source is None:
+        raise OutputError(f"artifact {path!r} is missing: it went while it was collected")
     temp = f"{store}/.{os.getpid()}.tmp"
     try:
         found = os.fstat(source)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dagrun.core.names import Json
+    from dagrun.store.artifacts import Opener
     from dagrun.store.rundir import RunDir
 
 INLINE_BYTES = 4096
@@ -86,22 +87,25 @@ class ContextStore:
             )
         return cast("Json", loads(data))
 
-    def store_artifacts(self, patterns: Sequence[str], base_dir: str) -> list[dict[str, Json]]:
+    def store_artifacts(
+        self, patterns: Sequence[str], base_dir: str, reach: Opener | None = None
+    ) -> list[dict[str, Json]]:
         """Copy what `patterns` match below `base_dir`: [{path, sha, size, mode}], sorted by path.
 
-        A name without wildcards must be there; a pattern may match nothing. Raises OutputError for
-        what may not or can't be taken, DiskFull or JournalError when the store can't be written.
+        A name without wildcards must be there; a pattern may match nothing. `reach` opens the files
+        of a confined node: then no link is followed. Raises OutputError for what may not or can't be
+        taken, DiskFull or JournalError when the store can't be written.
         """
         if not patterns:
             return []
         from dagrun.store.artifacts import collect, copy_in
 
-        found = collect(patterns, base_dir)
+        found = collect(patterns, base_dir, links=reach is None)
         if not found:
             return []
         try:
             _make_folder(self._artifacts)
-            stored = [copy_in(path, base_dir, self._artifacts) for path in found]
+            stored = [copy_in(path, base_dir, self._artifacts, reach) for path in found]
             sync_folder(self._artifacts)
         except OSError as error:
             raise disk_fault("can't keep artifacts in", self._artifacts, error) from error

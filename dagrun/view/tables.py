@@ -210,7 +210,7 @@ def node_detail(
         "if": node.condition,
         "needs": _names(state, state.plan.needs[i]),
         "needed by": _names(state, state.plan.dependents[i]),
-        "isolation": node.isolation,
+        "isolation": entry.isolation + (f", held by {entry.sandbox}" if entry.sandbox else ""),
         "timeout": _timeout(node),
         "output": f"{size(entry.stdout_bytes)} stdout, {size(entry.stderr_bytes)} stderr" if entry.attempts else "",
         "inputs": entry.inputs_digest,

@@ -524,7 +524,7 @@ def test_a_secret_is_nowhere(space: Space) -> None:
             outputs: {key: {}, all: {from: stdout}}
           uses: {run: 'echo "$INPUT_KEY"; env', inputs: {key: nodes.shout.key}}
           fails: {secrets: [FILE], run: 'echo "$FILE" >&2; echo "$FILE=" >> "$DAGRUN_OUTPUT"', outputs: {x: {}}}
-          exec: {secrets: [CMD], run: ['/bin/no/${{ env.CMD }}']}
+          exec: {secrets: [CMD], run: 'exec "/bin/no/$CMD"'}
           long: {secrets: [KEY], run: 'printf "%0190d%s" 0 "$KEY"; exit 1'}
           cut: {secrets: [TOKEN], run: 'echo "a long line $TOKEN" > "$DAGRUN_OUTPUT"', outputs: {x: {}}}
           schema:
@@ -567,7 +567,7 @@ def test_a_secret_in_the_log_of_a_lost_attempt_is_masked_by_the_resume(space: Sp
 def test_a_secret_that_can_not_be_had_stops_before_the_run(space: Space) -> None:
     space.flow("""
         secrets: {A: {env: NOT_SET}, B: {file: none}, C: {command: ['false']}}
-        nodes: {a: {run: 'true'}}
+        nodes: {a: {run: 'true', secrets: [A, B, C]}}
     """)
     done = space.execute()
     assert done.code == 3

@@ -1,0 +1,141 @@
+"""What a node requires of the machine, and the words for what the machine does not have.
+
+Pure but for one look at PATH: which guarantees follow from a level, paths, network and ceilings, and
+how to get those that no back end proved. Knows the back ends by name only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dagrun.core.permissions import Isolation, Network
+from dagrun.sandbox.wall import GUARANTEES, NO_BOUNDS, Bounds, Guarantee, Spec
+
+LIMIT_NAMES: Mapping[str, Guarantee] = {
+    "memory_bytes": "mem",
+    "pids": "pids",
+    "cpu": "cpu",
+    "file_size_bytes": "fsize",
+}
+LIMITS: frozenset[Guarantee] = frozenset(LIMIT_NAMES.values())
+_FILES: frozenset[Guarantee] = frozenset({"fs.read", "fs.write", "fs.deny", "fs.meta"})
+_ALWAYS: frozenset[Guarantee] = frozenset(
+    {"fs.protected", "unix", "ipc", "proc.hide", "proc.signal", "env", "fds", "tty", "caps", "kill.tree"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What one node requires. `image` and `pull` matter at level container only."""
+
+    node: str
+    level: Isolation = "process"
+    required: frozenset[Guarantee] = frozenset()
+    image: str = ""
+    pull: Literal["never", "missing"] = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """What nothing on this machine holds, for whom: `why` has a line for each back end that was tried.
+
+    `lacks` are the guarantees that the best of them does not give; empty when an image is missing.
+    """
+
+    nodes: tuple[str, ...]
+    level: Isolation
+    lacks: tuple[Guarantee, ...]
+    why: tuple[str, ...]
+    hint: str
+
+
+def requirements(
+    level: Isolation, *, confined: bool, files: bool, network: Network | None, bounds: Bounds = NO_BOUNDS
+) -> frozenset[Guarantee]:
+    """The guarantees that an attempt requires: `confined` as Effective.confined, `files` if paths are held."""
+    found: set[Guarantee] = {g for name, g in LIMIT_NAMES.items() if getattr(bounds, name) is not None}
+    if not confined:
+        return frozenset(found)
+    found |= _ALWAYS
+    if files or level == "container":
+        found |= _FILES
+    if network is None:
+        network = "none" if level == "container" else "any"
+    if network != "any":
+        found.add("net.allowlist" if network and network != "none" else "net.none")
+    return frozenset(found)
+
+
+def is_guarantee(name: str) -> bool:
+    """Whether a name is one of wall.GUARANTEES."""
+    return name in GUARANTEES
+
+
+def need_of(spec: Spec) -> Need:
+    """What an attempt requires."""
+    files = spec.read is not None
+    confined = spec.level == "container" or (spec.level == "process" and (files or spec.network is not None))
+    required = requirements(spec.level, confined=confined, files=files, network=spec.network, bounds=spec.bounds)
+    return Need(node=spec.node, level=spec.level, required=required, image=spec.image, pull=spec.pull)
+
+
+# ---------------------------------------------------------------- in words
+
+
+def told(missing: Missing) -> str:
+    """One lack as text: who, what, and what each back end said."""
+    names = ", ".join([f"`{name}`" for name in missing.nodes[:5]])
+    more = f" and {len(missing.nodes) - 5} more" if len(missing.nodes) > 5 else ""
+    head = f"node{'s' if len(missing.nodes) > 1 else ''} {names}{more} can't be held at level {missing.level}"
+    what = f": nothing here proves {', '.join(missing.lacks)}" if missing.lacks else ""
+    return head + what + "".join([f"\n    {line}" for line in missing.why])
+
+
+def reasons(lacks: Mapping[Guarantee, str]) -> str:
+    """`why (a, b, c); other why (d)`."""
+    by_why: dict[str, list[str]] = {}
+    for name, why in lacks.items():
+        by_why.setdefault(why, []).append(name)
+    return "; ".join([f"{why} ({', '.join(names)})" for why, names in by_why.items()])
+
+
+_INSTALL: Mapping[str, str] = {
+    "bubblewrap": "install bubblewrap: apt install bubblewrap, or dnf install bubblewrap",
+    "docker": "install Docker or Podman and let this user reach it: apt install docker.io, or apt install podman",
+}
+_NAMESPACES = (
+    "let this user make namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000;"
+    " on Ubuntu also an AppArmor profile for bwrap, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+)
+_GROUPS = (
+    "give dagrun control groups: run it as root, or in a unit of its own:"
+    " systemd-run --user --scope -p Delegate=yes -- …; or take the limit out"
+)
+
+
+def remedy(
+    need: Need, tried: Sequence[tuple[str, Mapping[Guarantee, str]]], best: Mapping[Guarantee, str]
+) -> str:
+    """What to do to get what is lacking."""
+    if best.keys() <= LIMITS:
+        return _GROUPS
+    ways: list[str] = []
+    for name, lacks in tried:
+        if name == "bubblewrap":
+            there = any(os.access(f"{folder}/bwrap", os.X_OK) for folder in os.get_exec_path())
+            if not there:
+                ways.append(_INSTALL[name])
+            elif any("namespace" in why for why in lacks.values()):
+                ways.append(_NAMESPACES)
+        elif name in _INSTALL:
+            ways.append(_INSTALL[name])
+    if len(best) < len(need.required - LIMITS):
+        ways.append(f"to go without, for you alone to say: --accept-missing {','.join(best)}")
+    return "; ".join([*ways, "what holds here: dagrun doctor"])
+
+
+def pull_hint(need: Need) -> str:
+    return f"get the image first: docker pull {need.image}; or let dagrun do it: docker: {{pull: missing}}"

@@ -1,0 +1,454 @@
+"""Canary secrets: nodes leak them in every form at every door, and no door lets them out.
+
+Everything that dagrun stores (the run, the cache of plans, what is left of the exchange) and all that
+its commands print is searched for every form; so is the command line of every process meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from base64 import b64encode, urlsafe_b64encode
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+from dagrun.sandbox import procs
+
+from .space import Done, Space
+
+ENV, FILE, COMMAND = 'env-C4nary/"+ü&x', "file-C4nary-7f3a9c", "cmd-C4nary'$HOME`x"
+CANARIES = (ENV, FILE, COMMAND)
+HERE = {"FROM_ENV": ENV, "LC_ALL": "C.UTF-8"}
+
+
+def forms(value: str) -> set[bytes]:
+    """What must not be found: the value as tools write it."""
+    raw = value.encode()
+    texts = {value, quote(value), quote(value, safe=""), quote_plus(value), raw.hex(), raw.hex().upper()}
+    texts |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    found = {text.encode() for text in texts}
+    for shift in range(3):
+        for encode in (b64encode, urlsafe_b64encode):
+            start, end = (shift * 8 + 5) // 6, (shift + len(raw)) * 8 // 6
+            found.add(encode(bytes(shift) + raw)[start:end])
+    return found
+
+
+FORMS = set().union(*map(forms, CANARIES))
+
+
+def leaks(data: bytes) -> list[bytes]:
+    return [form for form in FORMS if form in data]
+
+
+LEAK = """
+import base64, json, os, sys, urllib.parse
+names = ["A", "B", "C"]
+def shown():
+    for name in names:
+        v = os.environ[name]; raw = v.encode()
+        yield v
+        yield "x" + v + v + "y"
+        yield from (base64.b64encode(b"k" * n + raw + b"zz").decode() for n in range(3))
+        yield from (base64.urlsafe_b64encode(b"k" * n + raw + b"zz").decode() for n in range(3))
+        yield from (raw.hex(), raw.hex().upper(), urllib.parse.quote(v), urllib.parse.quote(v, safe=""))
+        yield from (urllib.parse.quote_plus(v), json.dumps(v), json.dumps(v, ensure_ascii=False), repr(v))
+"""
+
+FLOW = """
+secrets:
+  A: {env: FROM_ENV}
+  B: {file: secret.txt}
+  C: {command: [cat, command.txt]}
+nodes:
+"""
+ALL = "secrets: [A, B, C]"
+
+
+@pytest.fixture
+def den(space: Space) -> Space:
+    """A project with three secrets and `leak.py`, which says each of them in many ways."""
+    space.write("secret.txt", FILE + "\n", mode=0o600)
+    space.write("command.txt", COMMAND + "\n", mode=0o600)
+    space.write("leak.py", LEAK)
+    return space
+
+
+def flow(den: Space, text: str) -> None:
+    """Write a flow in which `ALL` gives a node all three."""
+    den.flow(text.replace("ALL", ALL))
+
+
+def stored(space: Space) -> list[str]:
+    """Every file of dagrun in which a secret is found, with the form; the sources are not dagrun's."""
+    cache = Path(space.environ({})["XDG_CACHE_HOME"])
+    found = []
+    for folder in (space.path / ".dagrun", cache):
+        for path in folder.rglob("*"):
+            if leaks(os.fsencode(path)):
+                found.append(f"the name {path}")
+            if path.is_file():
+                found += [f"{path}: {form!r}" for form in leaks(path.read_bytes())]
+    return found
+
+
+def clean(done: Done) -> Done:
+    """The same, once nothing secret was found in what it printed."""
+    for text in (done.out, done.err):
+        found = leaks(text.encode())
+        assert found == [], text
+    return done
+
+
+SHOWN = (
+    *("status", "status --json", "trace show", "trace show --json", "trace list", "outputs", "outputs --json"),
+    *("plan last", "export last", "replan history", "replan history --yaml", "trace show --failures"),
+)
+
+
+def tell(space: Space, *lines: str) -> None:
+    """Commands that show a run (by default every one), with nothing secret in what they print."""
+    logs = [f"logs {name} {flag}" for name in space.statuses() for flag in ("", "--raw", "--json")]
+    for line in lines or (*SHOWN, *logs):
+        done = clean(space.run(*line.split(), env=HERE))
+        assert done.code == 0, (line, done)
+
+
+# ---------------------------------------------------------------- control
+
+
+def test_the_hunter_finds_what_is_there(den: Space) -> None:
+    den.flow("""
+    secrets: {A: {env: FROM_ENV}}
+    nodes:
+      leak: {run: "cat secret.txt && printf '%s' env-C4nary-not-it && base64 -w0 command.txt"}
+    """)
+    assert den.execute(env=HERE).code == 0
+    assert FILE.encode() in leaks(den.log("leak"))
+    assert any("leak.1.out" in line for line in stored(den))
+
+
+# ---------------------------------------------------------------- doors
+
+
+def test_logs_and_summaries(den: Space) -> None:
+    den.write("logs.py", LEAK + "for text in shown():\n    print(text)\n    print(text, file=sys.stderr)\n")
+    flow(
+        den,
+        FLOW
+        + """
+  good: {ALL, run: python3 logs.py}
+  bad: {ALL, run: "python3 logs.py; python3 logs.py | tail -1; exit 3"}
+  wrapped: {ALL, run: "printenv A B C C C C C C | base64; printenv B B B B B B | xxd -p || true"}
+  traced: {ALL, run: ["sh", "-xc", "echo \\"$A\\" \\"$B\\" \\"$C\\"; x=$C"]}
+""",
+    )
+    done = clean(den.execute(env=HERE))
+    assert done.code == 1
+    assert b"*" * 10 in den.log("good")
+    assert den.log("good").count(b"\n") > 30
+    assert stored(den) == []
+    tell(den)
+
+
+def test_outputs_in_every_way(den: Space) -> None:
+    den.write(
+        "give.py",
+        LEAK
+        + """
+all = list(shown())
+with open(os.environ["DAGRUN_OUTPUT"], "w") as file:
+    json.dump({"list": all, "deep": {"key " + all[0]: [{"x": all}]}, "text": " ".join(all)}, file)
+with open("given.json", "w") as file:
+    json.dump(all, file)
+with open("given.txt", "w") as file:
+    file.write("\\n".join(all))
+print(json.dumps(all))
+""",
+    )
+    flow(
+        den,
+        FLOW
+        + """
+  give:
+    ALL
+    run: python3 give.py
+    outputs:
+      list: {}
+      deep: {}
+      text: {}
+      doc: {from: json}
+      all: {from: stdout}
+      file: {from: file, file: given.json}
+      lines: {from: file, file: given.txt}
+  take:
+    inputs: {text: nodes.give.text, list: nodes.give.list}
+    run: 'printf "%s" "$INPUT_TEXT"; cat "$DAGRUN_INPUTS"'
+outputs: {text: "${{ nodes.give.text }}", list: nodes.give.list}
+""",
+    )
+    done = clean(den.execute("--json", env=HERE))
+    assert done.code == 0, done.err
+    assert leaks(den.log("take")) == []
+    assert b"***" in den.log("take")
+    assert stored(den) == []
+    tell(den)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        "{o: {from: stdout, schema: {type: string, maxLength: 3}}}",
+        "{o: {from: json, schema: {type: array, maxItems: 1}}}",
+        "{o: {from: json, path: '.a'}}",
+        "{o: {schema: {type: integer}}}",
+        "{o: {schema: {const: 1}}, p: {schema: {enum: [1]}}}",
+    ],
+)
+def test_outputs_that_are_refused(den: Space, outputs: str) -> None:
+    den.write("give.py", LEAK + "print(json.dumps(list(shown())))\nprint(list(shown())[0], file=sys.stderr)\n")
+    flow(
+        den,
+        FLOW
+        + f"""
+  give:
+    ALL
+    run: "python3 give.py; printf 'o=%s%s%s\\\\n' \\"$A\\" \\"$B\\" \\"$C\\" >> $DAGRUN_OUTPUT"
+    outputs: {outputs}
+""",
+    )
+    done = clean(den.execute(env={**HERE, "GITHUB_ACTIONS": "true", "CI": "true"}))
+    assert done.code == 1
+    assert den.outcomes("give") == ["invalid_output"]
+    assert stored(den) == []
+    tell(den)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        """printf '%s\\n' "$A" "$B" "$C" > $DAGRUN_OUTPUT""",
+        """printf '%s=1\\n' "$B" > $DAGRUN_OUTPUT""",
+        """printf 'o<<%s\\nx\\n' "$B" > $DAGRUN_OUTPUT""",
+        """printf '{"%s": 1' "$B" > $DAGRUN_OUTPUT""",
+    ],
+)
+def test_output_files_that_are_malformed(den: Space, write: str) -> None:
+    flow(den, FLOW + f"\n  give:\n    ALL\n    run: |\n      {write}\n    outputs: {{o: {{}}}}\n")
+    assert clean(den.execute(env=HERE)).code == 1
+    assert stored(den) == []
+    tell(den)
+
+
+def test_names_of_processes_and_of_files(den: Space) -> None:
+    flow(
+        den,
+        FLOW
+        + """
+  stray:
+    ALL
+    run: 'cp /bin/sleep "./$B"; setsid "./$B" 300 & exit 0'
+  files:
+    ALL
+    run: 'mkdir -p out; echo x > "out/$B"; echo y > out/plain'
+    artifacts: [out/*]
+  gone:
+    ALL
+    run: ["./no-such-program"]
+  where:
+    ALL
+    run: 'echo x; kill -SEGV $$'
+""",
+    )
+    clean(den.execute(env=HERE))
+    assert stored(den) == []
+    tell(den)
+
+
+def test_a_question_that_a_node_words(den: Space) -> None:
+    den.write("give.py", LEAK + 'print(" ".join(shown()))\n')
+    flow(
+        den,
+        FLOW
+        + """
+  give: {ALL, run: python3 give.py, outputs: {words: {from: stdout}}}
+  ask:
+    inputs: {words: nodes.give.words}
+    review: {message: "Go on with ${{ inputs.words }}?"}
+""",
+    )
+    assert clean(den.execute(env=HERE)).code == 4
+    clean(den.run("review", env=HERE))
+    assert clean(den.run("review", "ask", "--approve", "--message", "fine", "--no-resume", env=HERE)).code == 0
+    assert stored(den) == []
+    tell(den)
+
+
+PATCHES = {
+    "reason": "trigger: {type: optimization, reason: %s}\n"
+    "operations: [{insert: {id: more, node: {run: 'true'}, after: [give]}}]",
+    "env": "operations: [{insert: {id: more, node: {run: 'true', env: {X: %s}}, after: [give]}}]",
+    "title": "operations: [{insert: {id: more, node: {run: 'true', title: %s}, after: [give]}}]",
+    "run": "operations: [{insert: {id: more, node: {run: [echo, %s]}, after: [give]}}]",
+    "unknown key": "operations: [{insert: {id: more, %s: 1}}]",
+    "unknown node": "operations: [{remove: {id: %s, strategy: bridge}}]",
+    "no yaml": "operations: [%s",
+    "bad value": "operations: [{modify: {id: give, set: {timeout: %s}}}]",
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
+def test_patches_that_nodes_write(den: Space, patch: str) -> None:
+    den.write(
+        "patch.py",
+        LEAK
+        + f"""
+text = {patch!r} % json.dumps(" ".join(shown()), ensure_ascii=False)
+with open(os.environ["DAGRUN_PATCH"], "w") as file:
+    file.write("workflow: flow\\nbase: 1\\n" + text)
+""",
+    )
+    flow(den, FLOW + "\n  give: {ALL, run: python3 patch.py}\n  end: {needs: give, run: 'true'}\n")
+    clean(den.execute(env=HERE))
+    assert "Patch" in str(den.events())
+    assert stored(den) == []
+    tell(den, "replan history", "replan history --yaml", "export last", "plan last", "trace show --json")
+
+
+def test_exports_reports_and_live_tables(den: Space) -> None:
+    den.write("logs.py", LEAK + "for text in shown():\n    print(text)\nsys.exit(1)\n")
+    flow(den, FLOW + "\n  bad: {ALL, run: python3 logs.py}\n")
+    for words in (["--ui", "live"], ["--ui", "log"], ["--ui", "json"], ["--json"], ["--junit", "j.xml"]):
+        assert clean(den.execute(*words, env={**HERE, "TERM": "xterm"})).code == 1
+    assert leaks((den.path / "j.xml").read_bytes()) == []
+    summary = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(den.path / "sum.md")}
+    assert "::error" in clean(den.execute(env={**HERE, **summary})).err
+    assert leaks((den.path / "sum.md").read_bytes()) == []
+    assert stored(den) == []
+
+
+def test_a_secret_that_can_not_be_had_says_nothing_of_the_others(den: Space) -> None:
+    den.write("fail.sh", f"#!/bin/sh\necho {FILE!r}\necho 'no: {FILE}' >&2\nexit 7\n", mode=0o700)
+    flow(den, FLOW.replace("[cat, command.txt]", "[./fail.sh]") + "\n  a: {ALL, run: 'true'}\n")
+    done = clean(den.execute(env=HERE))
+    assert done.code == 3
+    assert "`./fail.sh` ended with code 7: no: ***" in done.err
+    assert den.runs() == []
+
+
+# ---------------------------------------------------------------- while it runs
+
+
+def test_no_command_line_and_no_environment_of_others_holds_a_secret(den: Space) -> None:
+    os.mkfifo(den.path / "gate")
+    flow(
+        den,
+        FLOW
+        + """
+  with: {ALL, run: 'echo up >> marks; read x < gate'}
+  without: {run: 'echo up >> marks; read x < gate'}
+""",
+    )
+    process = den.start("execute", "flow.yaml", env=HERE)
+    process.until(lambda: int(den.has_lines("marks", 2)), "both nodes run")
+    argv, holders = [], []
+    for pid in [process.pid, *procs.descendants(process.pid)]:
+        argv += leaks(Path(f"/proc/{pid}/cmdline").read_bytes())
+        if pid not in (process.pid, process.engine()) and leaks(Path(f"/proc/{pid}/environ").read_bytes()):
+            holders.append(pid)
+    logs = [b"".join(p.read_bytes() for p in den.below())]
+    with open(den.path / "gate", "w") as gate:
+        gate.write("go\ngo\n")
+    with open(den.path / "gate", "w") as gate:
+        gate.write("go\n")
+    assert process.done().code == 0
+    assert argv == []
+    assert len(holders) == 1  # the node that names them
+    assert leaks(logs[0]) == []
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        'run: [sh, -c, "echo started > marks", "${{ env.A }}"]',
+        'inputs: {x: {value: "${{ env.A }}"}}\n    run: [sh, -c, "echo started > marks", "${{ inputs.x }}"]',
+        'cwd: "${{ env.A }}"\n    run: "echo started > ../marks"',
+        'env: {X: "${{ env.A }}"}\n    run: [sh, -c, "echo started > marks", "${{ env.X }}"]',
+    ],
+)
+def test_an_expression_never_puts_a_secret_where_others_see_it(den: Space, node: str) -> None:
+    flow(den, FLOW + f"\n  a:\n    ALL\n    {node}\n")
+    done = clean(den.execute(env=HERE))
+    assert done.code in (1, 3)
+    assert den.read("marks") == ""
+    assert stored(den) == []
+
+
+def test_an_expression_may_put_a_secret_into_a_variable_of_its_node(den: Space) -> None:
+    flow(
+        den,
+        FLOW + '\n  a: {ALL, env: {AUTH: "Bearer ${{ env.B }}"}, run: \'test "$AUTH" = "Bearer $B"; echo "$AUTH"\'}\n',
+    )
+    assert clean(den.execute(env=HERE)).code == 0
+    assert stored(den) == []
+
+
+def test_secret_files_are_private_exact_and_gone_afterwards(den: Space) -> None:
+    den.flow("""
+    secrets: {B: {file: secret.txt}, C: {command: [cat, command.txt]}}
+    nodes:
+      a:
+        secrets: [{B: file}, C]
+        run: |
+          test -z "${B-}"
+          stat -c '%a %U' "$B_FILE" > mode
+          cp "$B_FILE" copy
+          dirname "$B_FILE" > where
+          cat "$B_FILE"
+    """)
+    assert clean(den.execute(env=HERE)).code == 0
+    assert den.read("mode").split()[0] == "400"
+    assert den.read("copy") == FILE + "\n"
+    assert not Path(den.read("where").strip()).exists()
+    assert stored(den) == []
+
+
+def test_nothing_is_left_of_the_exchange(den: Space) -> None:
+    before = set(_exchange())
+    den.write("give.py", LEAK + 'print(" ".join(shown()))\n')
+    flow(den, FLOW + "\n  give: {ALL, run: 'env > $DAGRUN_OUTPUT; python3 give.py', outputs: {o: {from: stdout}}}\n")
+    clean(den.execute(env=HERE))
+    for path in set(_exchange()) - before:
+        assert leaks(Path(path).read_bytes()) == []
+
+
+def _exchange() -> list[str]:
+    root = Path(os.environ.get("TMPDIR", "/tmp")) / f"dagrun-{os.getuid()}"
+    return [str(p) for p in root.rglob("*") if p.is_file()] if root.is_dir() else []
+
+
+def test_a_node_that_a_person_inserts_wants_secrets_that_nobody_wanted(den: Space) -> None:
+    os.mkfifo(den.path / "gate")
+    den.flow("""
+    secrets: {C: {command: [cat, command.txt]}, GONE: {env: NOT_THERE}}
+    nodes:
+      give: {run: "read x < gate"}
+    """)
+    den.write("more.yaml", "id: more\nnode: {run: 'printenv C', secrets: [C]}\nafter: [give]\n")
+    den.write("gone.yaml", "id: gone\nnode: {run: 'printenv GONE', secrets: [GONE]}\nafter: [give]\n")
+    process = den.start("execute", "flow.yaml", env=HERE)
+    process.until(lambda: den.started("give"), "the first node runs")
+    clean(den.run("replan", "--insert", "more.yaml", "--insert", "gone.yaml", "--yes", env=HERE))
+    with open(den.path / "gate", "w") as gate:
+        gate.write("go\n")
+    assert clean(process.done()).code == 1
+    assert den.statuses() == {"give": "completed", "more": "completed", "gone": "failed"}
+    assert den.log("more") == b"*" * len(COMMAND) + b"\n"
+    assert "the environment has no NOT_THERE (set it" in den.finish("gone").error
+    assert stored(den) == []
+    # a new engine knows before it starts anything
+    done = clean(den.run("resume", env=HERE))
+    assert done.code == 3
+    assert "export NOT_THERE" in done.err
