@@ -7,6 +7,7 @@ source travels through its stdin, so that no file of dagrun need be visible insi
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class WorkerLost(Exception):
 
 def worker_argv(python: str = "") -> tuple[str, ...]:
     """The command that is to be run inside the sandbox; its stdin then takes `opening`."""
-    return (python or sys.executable, "-I", "-S", "-c", _BOOT, str(len(_source())))
+    # not the link of a virtual environment: only what it points to need be seen, and -S ignores the rest
+    return (python or os.path.realpath(sys.executable), "-I", "-S", "-c", _BOOT, str(len(_source())))
 
 
 def python_roots() -> tuple[str, ...]:

@@ -36,12 +36,13 @@ COMMANDS: Mapping[str, Entry] = {
     "rehearse": Entry("dagrun.cli.compare", "rehearse", "Fail each node in simulation, and say what then."),
     "export": Entry("dagrun.cli.compare", "export", "The graph of a run as it ran, as a workflow."),
     "import": Entry("dagrun.cli.convert", "import_", "Workflows from elsewhere: wfformat."),
+    "skills": Entry("dagrun.cli.skills", "skills", "Skills of agents: list, show, validate."),
     "schema": Entry("dagrun.cli.check", "schema", "The JSON Schema of workflow files."),
     "doctor": Entry("dagrun.cli.doctor", "doctor", "What this machine can hold, and what it can't."),
     "completion": Entry("dagrun.cli.shell", "completion", "The completion script of your shell."),
     "version": Entry("dagrun.cli.shell", "version", "The version of dagrun."),
 }
-LATER = ("audit", "skills")
+LATER = ("audit",)
 
 # What a machine lacks; anything else that the system refuses is a bug of ours.
 _MACHINE = frozenset(

@@ -47,6 +47,7 @@ def test_help_imports_no_room_but_cli(space: Space) -> None:
     [
         ["validate", "hello.yaml"],
         ["plan", "hello.yaml"],
+        ["plan", "hello.yaml", "--permissions"],
         ["trace", "show"],
         ["status"],
         ["runs"],
