@@ -1,6 +1,8 @@
 """Keeps README and docs/ true: links lead somewhere, flags exist, shown output is what is printed.
 
     <!-- output: dagrun execute workflows/hello.yaml -->     the next fenced block is its output
+    <!-- output needs bwrap: dagrun … -->                    the same, where this program is installed
+    ```yaml with `version:` and `nodes:`                     a whole workflow, which is valid
     ## `dagrun execute FILE`                                 this section names every flag of it
 
 Without arguments the output blocks are written anew; with --check nothing is written and every
@@ -21,7 +23,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- output: (?P<command>[^\n]+?) -->\n+```text\n)(?P<output>.*?)(\n?```)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- output(?: needs (?P<needs>[\w-]+))?: (?P<command>[^\n]+?) -->\n+```text\n)(?P<output>.*?)(?P<tail>\n?```)",
+    re.DOTALL,
+)
+FLOW = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INVALID = "# an error"  # a comment in a shown flow: it is to be refused
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)?(?:#([^)\s]+))?\)")
 SECTION = re.compile(r"^## `dagrun ([a-z][a-z -]*[a-z])[^`]*`\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -70,12 +77,16 @@ def outputs(page: Path, *, check: bool) -> list[str]:
         shutil.copytree(ROOT / "workflows", Path(folder, "workflows"))
 
         def renew(match: re.Match[str]) -> str:
+            if match["needs"] and shutil.which(match["needs"]) is None and not os.environ.get("CI"):
+                print(f"not run: `{match['command']}` needs {match['needs']}")
+                return match[0]
             got = run(match["command"], folder)
             if loose(got) != loose(match["output"]):
                 where = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
                 diff = difflib.unified_diff(loose(match["output"]), loose(got), "shown", "printed", lineterm="", n=1)
                 problems.append("\n    ".join([f"{where}: `{match['command']}` prints something else", *diff]))
-                return f"{match[1]}{got}{match[4] if match[4].startswith(chr(10)) else chr(10) + match[4]}"
+                tail = match["tail"]
+                return f"{match[1]}{got}{tail if tail.startswith(chr(10)) else chr(10) + tail}"
             return match[0]
 
         renewed = BLOCK.sub(renew, text)
@@ -83,6 +94,22 @@ def outputs(page: Path, *, check: bool) -> list[str]:
         page.write_text(renewed, encoding="utf-8")
         print(f"written: {page.relative_to(ROOT)}")
     return problems if check else []
+
+
+def flows(page: Path) -> list[str]:
+    """Whole workflows of a page that are not valid, and those that claim an error and are."""
+    problems = []
+    text = page.read_text(encoding="utf-8")
+    for match in FLOW.finditer(text):
+        if not re.search(r"^version:.*^nodes:", match[1], re.MULTILINE | re.DOTALL):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "flow.yaml").write_text(match[1], encoding="utf-8")
+            said = run("dagrun validate flow.yaml", folder)
+        where = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
+        if (": ok" in said) == (INVALID in match[1]):
+            problems.append(f"{where}: the workflow is not what it claims to be:\n{said}")
+    return problems
 
 
 def anchors(page: Path) -> set[str]:
@@ -121,7 +148,7 @@ def flags(page: Path) -> list[str]:
 
 def main() -> int:
     check = "--check" in sys.argv[1:]
-    problems = [p for page in pages() for p in [*links(page), *flags(page), *outputs(page, check=check)]]
+    problems = [p for page in pages() for p in [*links(page), *flags(page), *flows(page), *outputs(page, check=check)]]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:

@@ -4,217 +4,89 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import typer
 
 from dagrun.cli.console import Settings, emit, emit_json, look_for
 from dagrun.cli.groups import command
-from dagrun.errors import DagrunError
+from dagrun.errors import DagrunError, EnvironmentFault
 
-MIN_FILES = 256
-SYNCS = 20
-SLOW_SYNC_MS = 25.0
+if TYPE_CHECKING:
+    from dagrun.core.workflow import Workflow
+    from dagrun.view.doctor import Finding, Level
 
-
-class Finding(NamedTuple):
-    """One thing that was tried: `level` is ok, warning or error; `hint` what to do about it."""
-
-    name: str
-    level: str
-    text: str
-    hint: str = ""
+_FOR = typer.Option("", "--for", metavar="FLOW", show_default=False, help="Can this workflow be held here?")
+_ACCEPT = typer.Option(
+    "", "--accept-missing", metavar="LIST", show_default=False, help="With --for: do without these guarantees."
+)
 
 
-@command("doctor", "dagrun doctor\ndagrun doctor --json")
-def doctor(ctx: typer.Context) -> None:
-    """Try what dagrun needs of this machine and of this folder. Exit 8 if something is missing."""
+@command("doctor", "dagrun doctor\ndagrun doctor --for flow.yaml\ndagrun doctor --json")
+def doctor(ctx: typer.Context, flow: str = _FOR, accept: str = _ACCEPT) -> None:
+    """Try what dagrun needs of this machine, and break out of each level of isolation.
+
+    A level whose walls don't stand is shown with crosses, and no node is ever run behind them.
+    Exit 8 if dagrun can't run here, or if the workflow of --for can't be held.
+    """
+    from dagrun.cli.doctor_levels import Ward
+    from dagrun.cli.doctor_machine import machine
+
     settings: Settings = ctx.obj
-    checks: list[Callable[[], Finding]] = [_python, _platform, _pidfd, _subreaper, _files, _processes, _notices]
-    found = [check() for check in checks]
-    found += _folder()
-    bad = any(f.level == "error" for f in found)
-    if settings.json:
-        emit_json({"ok": not bad, "findings": [f._asdict() for f in found]})
-    else:
-        _show(settings, found)
-    if bad:
+    workflow = _read(flow) if flow else None
+    found = machine()
+    ward = Ward()
+    try:
+        levels = ward.levels(_image_of(workflow))
+        refusal = ward.refusal(workflow, accept) if workflow is not None else None
+    finally:
+        ward.close()
+    _show(settings, found, levels, flow, refusal)
+    if refusal is not None or any(f.level == "error" for f in found):
         raise typer.Exit(8)
 
 
-def _show(settings: Settings, found: list[Finding]) -> None:
+def _read(flow: str) -> Workflow:
+    from dagrun.flowfile.load import read_workflow
+
+    return read_workflow(flow).workflow
+
+
+def _image_of(workflow: Workflow | None) -> str:
+    """The first image that a workflow names; "" if it names none."""
+    if workflow is None:
+        return ""
+    places = [workflow.docker, *(node.docker for node in workflow.nodes.values())]
+    return next((place.image for place in places if place is not None and place.image), "")
+
+
+def _show(
+    settings: Settings, found: list[Finding], levels: list[Level], flow: str, refusal: EnvironmentFault | None
+) -> None:
+    from dagrun.view.doctor import finding_lines, level_lines
+
+    bad = any(f.level == "error" for f in found)
+    if settings.json:
+        document: dict[str, object] = {"ok": not bad and refusal is None, "findings": [f._asdict() for f in found]}
+        document["levels"] = [level.to_json() for level in levels]
+        if flow:
+            document["for"] = {"flow": flow, "held": refusal is None, "error": refusal and refusal.to_json()}
+        emit_json(document)
+        return
     look = look_for(settings, sys.stdout)
-    signs = {"ok": look.glyphs.ok, "warning": "!", "error": look.glyphs.failed}
-    styles = {"ok": "green", "warning": "yellow", "error": "red"}
-    width = max(len(f.name) for f in found)
-    for f in found:
-        if settings.quiet and f.level == "ok":
-            continue
-        emit(f"{look.paint(signs[f.level], styles[f.level])} {f.name:<{width}}  {f.text}")
-        if f.hint:
-            emit(f"  {'':<{width}}  help: {f.hint}")
+    if flow and settings.quiet:
+        found = [f for f in found if f.level == "error"]
+    for line in finding_lines(look, found, quiet=settings.quiet):
+        emit(line)
+    if not settings.quiet:
+        emit("")
+        for line in level_lines(look, levels):
+            emit(line)
+    if flow:
+        _show_verdict(flow, refusal)
 
 
-def _python() -> Finding:
-    text = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", "ok", f"{text} ({sys.executable})")
+def _show_verdict(flow: str, refusal: DagrunError | None) -> None:
+    from dagrun.errors import render, visible
 
-
-def _platform() -> Finding:
-    name = os.uname()
-    text = f"{name.sysname} {name.release} {name.machine}, {len(os.sched_getaffinity(0))} processors"
-    if name.sysname != "Linux":
-        return Finding("platform", "error", text, "dagrun runs commands on Linux only")
-    return Finding("platform", "ok", text)
-
-
-def _pidfd() -> Finding:
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError as error:
-        hint = "Linux 5.3 or newer, with a container runtime that lets pidfd_open through"
-        return Finding("pidfd", "error", f"not available: {error.strerror}", hint)
-    return Finding("pidfd", "ok", "processes can be held by descriptor")
-
-
-def _subreaper() -> Finding:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    value = ctypes.c_int()
-    if libc.prctl(37, ctypes.byref(value), 0, 0, 0) != 0:  # PR_GET_CHILD_SUBREAPER
-        return Finding("subreaper", "error", "not available", "grandchildren of a killed run could stay alive")
-    return Finding("subreaper", "ok", "what a node leaves behind is found and ended")
-
-
-def _files() -> Finding:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    text = f"{_limit(soft)} (at most {_limit(hard)})"
-    if soft != resource.RLIM_INFINITY and soft < MIN_FILES:
-        return Finding("open files", "warning", text, f"few nodes can run at a time: ulimit -n {MIN_FILES * 4}")
-    return Finding("open files", "ok", text)
-
-
-def _processes() -> Finding:
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    text = _limit(soft)
-    for path in ("/sys/fs/cgroup/pids.max",):
-        try:
-            with open(path) as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value != "max":
-            text += f", {value} in this container"
-    return Finding("processes", "ok", text)
-
-
-def _limit(value: int) -> str:
-    return "unlimited" if value < 0 or value >= 1 << 62 else str(value)
-
-
-def _notices() -> Finding:
-    from dagrun.store.sync import Notice
-
-    notice = Notice.watch(__file__)
-    if notice is None:
-        hint = "a run looks for changes four times a second instead: sysctl fs.inotify.max_user_instances"
-        return Finding("inotify", "warning", "none left, or not available", hint)
-    notice.close()
-    return Finding("inotify", "ok", "changes of a journal are noticed at once")
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def _folder() -> list[Finding]:
-    """What the disk under `.dagrun` does, tried in a temporary folder beside the runs."""
-    from tempfile import mkdtemp
-
-    from dagrun.store.disk import check_filesystem, filesystem_type
-    from dagrun.store.rundir import FOLDER
-
-    base = os.path.abspath(FOLDER) if os.path.isdir(FOLDER) else os.getcwd()
-    found = []
-    try:
-        check_filesystem(base)
-        found.append(Finding("filesystem", "ok", f"{filesystem_type(base) or 'unknown'} at {base}, {_free(base)} free"))
-    except DagrunError as error:
-        found.append(Finding("filesystem", "error", error.message, error.hint))
-    try:
-        place = mkdtemp(prefix=".dagrun-doctor-", dir=base)
-    except OSError as error:
-        hint = "runs are kept in the project's folder: use a copy of it that you can write to"
-        return [*found, Finding("journal", "error", f"can't write to {base}: {error.strerror}", hint)]
-    from shutil import rmtree
-
-    try:
-        return [*found, _journal(place), _lock(place), _sync(place)]
-    finally:
-        rmtree(place, ignore_errors=True)
-
-
-def _free(path: str) -> str:
-    from dagrun.view.text import size
-
-    room = os.statvfs(path)
-    return size(room.f_bavail * room.f_frsize)
-
-
-def _journal(place: str) -> Finding:
-    from dagrun.store.journal import FORMAT, Journal
-
-    try:
-        journal = Journal.create(f"{place}/journal.jsonl")
-        try:
-            journal.append([f'{{"type":"run.created","format":{FORMAT}}}'])
-            journal.sync()
-        finally:
-            journal.close()
-    except DagrunError as error:
-        return Finding("journal", "error", error.message, error.hint)
-    return Finding("journal", "ok", "written and synced")
-
-
-def _lock(place: str) -> Finding:
-    """Two opens of one file can't both be locked, which is what keeps a second engine out."""
-    import fcntl
-
-    path = f"{place}/lock"
-    with open(path, "w") as first, open(path) as second:
-        try:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return Finding("lock", "error", f"can't lock a file: {error.strerror}", "use a local disk")
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return Finding("lock", "ok", "a second engine is kept out")
-        except OSError as error:
-            return Finding("lock", "error", f"can't lock a file: {error.strerror}", "use a local disk")
-    return Finding("lock", "error", "two could lock the same file", "two engines could run one run: use a local disk")
-
-
-def _sync(place: str) -> Finding:
-    from time import perf_counter
-
-    times = []
-    try:
-        with open(f"{place}/sync", "wb", buffering=0) as file:
-            for _ in range(SYNCS):
-                file.write(b"x" * 400)
-                start = perf_counter()
-                os.fdatasync(file.fileno())
-                times.append((perf_counter() - start) * 1000)
-    except OSError as error:
-        return Finding("sync", "error", f"can't sync: {error.strerror}", "use another disk")
-    median = sorted(times)[SYNCS // 2]
-    text = f"{median:.2f} ms (median of {SYNCS})"
-    if median > SLOW_SYNC_MS:
-        return Finding("sync", "warning", text, "a slow disk: `durability: strict` will cost that much a wave")
-    return Finding("sync", "ok", text)
+    emit(f"{visible(os.path.basename(flow))} can be held here" if refusal is None else render(refusal))
