@@ -212,8 +212,10 @@ def test_cancel_of_a_dead_run_kills_what_it_left(space: Space) -> None:
     assert dead([p for p in pids if p not in shaken_off(pids)])
     assert str(space.state().status) == "cancelled"
     assert space.outcomes("a") == ["lost"]
-    for pid, ticks in shaken_off(pids):
+    left = shaken_off(pids)
+    for pid, ticks in left:
         procs.send(pid, ticks, signal.SIGKILL)
+    assert procs.wait_dead(left, 10.0) == []
 
 
 def test_a_cancel_between_the_last_look_and_the_wait_is_not_lost(space: Space) -> None:
@@ -292,6 +294,7 @@ def test_a_node_that_kills_its_engine_again_and_again_fails_in_the_end(space: Sp
         process = space.start(*(("execute", "flow.yaml") if attempt == 1 else ("resume",)))
         if attempt < 4:
             process.until(lambda n=attempt: space.has_lines("ran", n), "the node runs")  # type: ignore[misc]
+            process.until(lambda: space.outcomes("b")[-1:] == ["completed"], "the other one is done")
             os.kill(process.engine(), signal.SIGKILL)
         code = process.done().code
     assert code == 1
