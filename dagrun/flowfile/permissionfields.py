@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from dagrun.core.grants import host_fault, model_fault, tool_fault
 from dagrun.core.permissions import LEVELS, Network
+from dagrun.core.plan import near
 from dagrun.core.roots import path_fault
 from dagrun.flowfile import fields
 from dagrun.flowfile.source import Value
@@ -63,6 +64,12 @@ def _told(value: Value, fault: Callable[[str], Fault]) -> str:
     return got
 
 
+def _path(value: Value, fault: Callable[[str], Fault]) -> str:
+    if value == "~" and fields.is_null(value):
+        raise fields.wrong("there is nothing here: `~` alone is YAML's null", "write ~/data", fields.EMPTY)
+    return _told(value, fault)
+
+
 def tools(value: Value) -> tuple[str, ...]:
     """Tools of agents, with argument patterns: `Read`, `Bash(git:*)`."""
     return _items(value, lambda v: _told(v, tool_fault), "a list of tools")
@@ -75,17 +82,17 @@ def models(value: Value) -> tuple[str, ...]:
 
 def roots(value: Value) -> tuple[str, ...]:
     """Paths that may be read."""
-    return _items(value, lambda v: _told(v, path_fault), "a list of paths")
+    return _items(value, lambda v: _path(v, path_fault), "a list of paths")
 
 
 def write_roots(value: Value) -> tuple[str, ...]:
     """Paths that may be written."""
-    return _items(value, lambda v: _told(v, lambda t: path_fault(t, write=True)), "a list of paths")
+    return _items(value, lambda v: _path(v, lambda t: path_fault(t, write=True)), "a list of paths")
 
 
 def denied(value: Value) -> tuple[str, ...]:
     """Paths and names that are not there in spite of a grant."""
-    return _items(value, lambda v: _told(v, lambda t: path_fault(t, deny=True)), "a list of paths and names")
+    return _items(value, lambda v: _path(v, lambda t: path_fault(t, deny=True)), "a list of paths and names")
 
 
 # ---------------------------------------------------------------- network
@@ -106,6 +113,8 @@ def network(value: Value) -> Network:
             hint = "write any"
         elif low in ("none", "any"):
             hint = f"write {low}"
+        elif near(low, ("none", "any")):
+            hint = near(low, ("none", "any"))
         elif low and not fields.is_null(value) and len(low) < 60 and host_fault(low) is None:
             hint = f"write [{low}]"
     raise fields.wrong(f"`none`, `any` or a list of hosts is wanted here, not {fields.describe(value)}", hint)
@@ -194,6 +203,8 @@ def user(value: Value) -> str:
         raise fields.wrong(f"{fields.describe(value)} is no user", "the highest id is 4294967294")
     if int(found[1]) == 0:
         raise fields.wrong("a container never runs as root here", "write 1000:1000, or leave it out")
+    if found[2] and int(found[2]) == 0:
+        raise fields.wrong("a container is never in the group of root here", "write 1000:1000, or leave the group out")
     return ":".join(str(int(part)) for part in found.groups() if part)
 
 

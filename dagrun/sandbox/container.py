@@ -20,7 +20,16 @@ from dagrun.errors import EnvironmentFault
 from dagrun.sandbox.base import Child, Exit
 from dagrun.sandbox.container_cli import Cli, EngineName, Helpers, Unreachable, timeout_program
 from dagrun.sandbox.container_end import aftermath
-from dagrun.sandbox.container_files import make_folder, mark_killed, read_notes, settings, write_files
+from dagrun.sandbox.container_files import (
+    clear,
+    folders,
+    is_pulling,
+    make_folder,
+    mark_killed,
+    read_notes,
+    settings,
+    write_files,
+)
 from dagrun.sandbox.container_line import Image, Line, container_name, line_of
 from dagrun.sandbox.container_mounts import Prepared, prepare
 from dagrun.sandbox.container_probe import Probe
@@ -50,7 +59,7 @@ class Container:
         self._cli = Cli(engine)
         self._helpers = Helpers(self._cli, exempt)
         self._probe = Probe(self._cli)
-        self._left: set[str] = set()
+        self._left: dict[str, str] = {}  # name of a container that may be there -> its folder
 
     @property
     def name(self) -> EngineName:
@@ -92,7 +101,7 @@ class Container:
             if isinstance(error, Unreachable):
                 raise EnvironmentFault(str(error), hint="what holds here: dagrun doctor") from None
             raise
-        self._left.add(name)
+        self._left[name] = folder
         return Launch(argv=argv, env=env, cwd="/", backend=self.name, token=_Running(name, folder, spec, prepared))
 
     def _wrapped(self, spec: Spec, image: Image, line: Line, name: str, folder: str) -> tuple[str, ...]:
@@ -110,7 +119,7 @@ class Container:
     def discard(self, launch: Launch) -> None:
         """It was not spawned: everything is given back."""
         running = _running(launch)
-        self._left.discard(running.name)
+        self._left.pop(running.name, None)
         running.prepared.close()
         shutil.rmtree(running.folder, ignore_errors=True)
 
@@ -127,7 +136,7 @@ class Container:
             running.killing = now
             mark_killed(running.folder)
         asked = self._helpers.call(*self._cli.dialect.remove, running.name)
-        if not asked or now - running.killing > _PATIENCE_S:
+        if not asked or is_pulling(running.folder) or now - running.killing > _PATIENCE_S:
             _kill_group(child)
         return 1
 
@@ -136,12 +145,13 @@ class Container:
         running = _running(launch)
         spec, notes = running.spec, read_notes(running.folder)
         self._helpers.reap()
-        after = aftermath(exit_, notes, spec.bounds, image=spec.image, program=spec.argv[0])
+        words = {"image": spec.image, "program": spec.argv[0]}
+        after = aftermath(exit_, notes, spec.bounds, **words, counts_memory=self._cli.dialect.counts_memory)
         if notes.removed:
-            self._left.discard(running.name)
-            shutil.rmtree(running.folder, ignore_errors=True)
+            self._left.pop(running.name, None)
         else:
             self._helpers.call(*self._cli.dialect.remove, running.name)
+        shutil.rmtree(running.folder, ignore_errors=True)  # whatever becomes of the container: secrets are in it
         planted = running.prepared.aftermath(spec.attempt_id)
         if planted.outcome:
             after = replace(after, outcome=planted.outcome, error=planted.error)
@@ -151,14 +161,20 @@ class Container:
     # ------------------------------------------------------------ the end of a session
 
     def sweep(self, run_dir: str | None = None, is_dead: IsDead | None = None) -> list[str]:
-        """Remove containers of dead runs: see container_sweep.sweep."""
-        return sweep(self._cli, run_dir, is_dead)
+        """Remove containers of dead runs, see container_sweep.sweep; of one run the files for them too."""
+        left = folders(run_dir) if run_dir is not None else []
+        names = sweep(self._cli, run_dir, is_dead)
+        if run_dir is not None:
+            clear(run_dir, left)
+        return names
 
     def close(self) -> None:
         """Remove what is left, and wait for the helpers."""
         self._helpers.wait()
-        if self._left:
-            self._left.difference_update(remove(self._cli, self._left))
+        for name in remove(self._cli, self._left):
+            shutil.rmtree(self._left.pop(name), ignore_errors=True)
+        for folder in self._left.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _running(launch: Launch) -> _Running:

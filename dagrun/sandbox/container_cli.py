@@ -36,6 +36,7 @@ class Dialect:
     more: tuple[str, ...]  # options of `run` that the other does not have
     init: tuple[str, ...]  # where its init program may be; others than the first must be named
     tmp: str  # options of the private /tmp; {uid}, {gid}, {size}
+    counts_memory: bool  # it tells when memory ran out; Podman does not where control groups are of the first kind
     plain_value: str  # what a line of --env-file carries unchanged, as a regular expression
 
 
@@ -49,6 +50,7 @@ DIALECTS: Mapping[EngineName, Dialect] = {
         more=(),
         init=(),
         tmp="rw,exec,nosuid,nodev,size={size},mode=0700,uid={uid},gid={gid}",
+        counts_memory=True,
         plain_value=r"[^\x00\r\n]{0,30000}",
     ),
     "podman": Dialect(
@@ -64,6 +66,7 @@ DIALECTS: Mapping[EngineName, Dialect] = {
         ),
         # Without `notmpcopyup` it would start as a copy of the image's own.
         tmp="rw,exec,nosuid,nodev,size={size},mode=0700,notmpcopyup,U",
+        counts_memory=False,
         # Versions differ in what quotes and comments mean.
         plain_value=r"(?:[A-Za-z0-9_@%+=:,./-](?:[A-Za-z0-9_@%+=:,./ -]{0,30000}[A-Za-z0-9_@%+=:,./-])?)?",
     ),

@@ -7,7 +7,7 @@ failed, and names the ceiling that ended it. Pure: texts in, an Aftermath out.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.container_cli import plain_words
@@ -15,10 +15,18 @@ from dagrun.sandbox.container_script import REPLACED
 from dagrun.sandbox.wall import NOTHING_MORE, Aftermath, Bounds
 
 _NEVER = "0001-01-01"  # what an engine says of a container that did not start
-_SIGXFSZ = 128 + 25
+_SIGKILL, _SIGXFSZ = 128 + 9, 128 + 25
 _INIT_FAILED = re.compile(r"(?:\[FATAL tini \(\d+\)\]|catatonit:?)\s.*?exec(?:ve)?\s?.*?: (.+)")
+# What sh says of a program that it was to become (container_script.gate).
+_EXEC_FAILED = re.compile(
+    r"^dagrun: .*(not found|permission denied|no such file or directory|exec format error)$", re.I | re.M
+)
 _NO_IMAGE = re.compile("no such image|unable to find image|image not known|manifest unknown|pull access denied", re.I)
 _NO_FORK = re.compile("can't fork|cannot fork|fork: retry|resource temporarily unavailable|pthread_create failed", re.I)
+
+
+# Some programs ignore SIGXFSZ and see an error instead, Python among them.
+_TOO_LARGE = re.compile(r"file too large|\bEFBIG\b", re.I)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class Notes:
     end: str = ""  # STATE_FORMAT
     fault: str = ""  # why the engine could not say that
     refused: str = ""  # why it did not make the container
+    pulling: bool = False  # it was getting the image then
     tail: str = ""  # the last words of stderr
     left: str = ""  # why the container could not be removed
     removed: bool = False
@@ -43,14 +52,25 @@ class _State:
     error: str
 
 
-def aftermath(exit_: Exit, notes: Notes, bounds: Bounds, *, image: str, program: str) -> Aftermath:
-    """What the exit code of the wrapper can't tell."""
+def aftermath(
+    exit_: Exit, notes: Notes, bounds: Bounds, *, image: str, program: str, counts_memory: bool = True
+) -> Aftermath:
+    """What the exit code of the wrapper can't tell.
+
+    `counts_memory`: the engine says so when memory ran out. Where it does not, a SIGKILL that nobody
+    here sent is taken for that.
+    """
     if exit_.code == 0 or notes.killed:
         return NOTHING_MORE
     state = _parsed(notes.end)
     if state is not None:
+        if not counts_memory and state.code == _SIGKILL and bounds.memory_bytes is not None:
+            state = replace(state, oom=True)
         return _of_state(exit_, state, notes, bounds, image, program)
     if notes.refused:
+        if notes.pulling:
+            error = f"the image {image} is not here and can't be pulled: {_last(notes.refused)}"
+            return Aftermath(outcome="failed", error=error)
         return _not_made(notes.refused, image)
     if notes.fault and "no such" not in notes.fault.lower():
         return Aftermath(outcome="lost", error=f"the engine went away while the container ran: {_last(notes.fault)}")
@@ -71,7 +91,7 @@ def _of_state(exit_: Exit, state: _State, notes: Notes, bounds: Bounds, image: s
         return limit
     if state.code == 125 and REPLACED in notes.tail:
         return Aftermath(outcome="denied", error=REPLACED.removeprefix("dagrun: "))
-    said = _INIT_FAILED.search(notes.tail)
+    said = _INIT_FAILED.search(notes.tail) or _EXEC_FAILED.search(notes.tail)
     if state.code in (126, 127) and said is not None:
         return Aftermath(error=f"{program} can't be run in the image {image}: {plain_words(said.group(1)).lower()}")
     if state.oom:
@@ -84,7 +104,7 @@ def _limit(state: _State, notes: Notes, bounds: Bounds) -> Aftermath | None:
     if state.oom and bounds.memory_bytes is not None:
         text = f"memory: used its limit of {_size(bounds.memory_bytes)}"
         return Aftermath(limit="memory", error=text, peak_memory_bytes=bounds.memory_bytes)
-    if state.code == _SIGXFSZ and bounds.file_size_bytes is not None:
+    if bounds.file_size_bytes is not None and (state.code == _SIGXFSZ or _TOO_LARGE.search(notes.tail)):
         return Aftermath(
             limit="file_size", error=f"file_size: a file reached its limit of {_size(bounds.file_size_bytes)}"
         )
@@ -102,6 +122,8 @@ def _parsed(text: str) -> _State | None:
 
 def _not_started(error: str, image: str, program: str) -> str:
     text = plain_words(error)
+    if '"sh": executable file not found' in text and program != "sh":
+        return f"the image {image} has no sh, which dagrun uses while it does not know an image: run it again"
     if "executable file not found" in text or "no such file or directory" in text:
         return f"{program} can't be run in the image {image}: {text}"
     return f"the container did not start: {text or 'the engine does not say why'}"

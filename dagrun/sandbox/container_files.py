@@ -8,6 +8,8 @@ system calls, and an empty folder of settings.
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 
 from dagrun.sandbox.container_end import Notes
 from dagrun.sandbox.container_line import Line
@@ -25,7 +27,8 @@ def make_folder(run_dir: str, name: str) -> str:
     os.makedirs(os.path.join(shared, "config"), mode=0o700, exist_ok=True)
     os.mkdir(folder, 0o700)
     rules = os.path.join(shared, "seccomp.json")
-    if not os.path.exists(rules):
+    # A run that goes on may have the filter of an older dagrun.
+    if _read(rules).encode() != profile():
         draft = os.path.join(folder, "seccomp")
         _write(draft, profile(), 0o600)
         os.replace(draft, rules)
@@ -56,6 +59,7 @@ def read_notes(folder: str) -> Notes:
     texts = {name: _read(os.path.join(folder, name)) for name in ("end", "fault", "refused", "tail", "left")}
     return Notes(
         **texts,
+        pulling=is_pulling(folder),
         removed=os.path.exists(os.path.join(folder, "removed")),
         killed=os.path.exists(os.path.join(folder, "killed")),
     )
@@ -64,6 +68,26 @@ def read_notes(folder: str) -> Notes:
 def mark_killed(folder: str) -> None:
     """Tell the wrapper that the end is wanted: nothing is started any more, nothing asked afterwards."""
     _write(os.path.join(folder, "killed"), b"", 0o600)
+
+
+def is_pulling(folder: str) -> bool:
+    """Whether the wrapper is getting the image: there is no container yet, and there may never be."""
+    return os.path.exists(os.path.join(folder, "pulling"))
+
+
+def folders(run_dir: str) -> list[str]:
+    """The names of the containers that have a folder in the folder of a run."""
+    try:
+        found = os.listdir(os.path.join(os.path.abspath(run_dir), FOLDER))
+    except OSError:
+        return []
+    return [name for name in found if name.startswith("dagrun-")]
+
+
+def clear(run_dir: str, names: Iterable[str]) -> None:
+    """Remove what belongs to these containers, which are dead: secrets may be in it."""
+    for name in names:
+        shutil.rmtree(os.path.join(os.path.abspath(run_dir), FOLDER, name), ignore_errors=True)
 
 
 def _write(path: str, data: bytes, mode: int) -> None:

@@ -88,8 +88,8 @@ def line_of(dialect: Dialect, spec: Spec, image: Image, prepared: Prepared, *, n
 
 
 def gate_text(mounts: tuple[Mount, ...], image: Image, *, secrets: bool) -> str:
-    """The text that sh runs before the command; "" when nothing needs it, or the image has no sh."""
-    known = [(m.path, m.identity) for m in mounts if m.identity is not None] if image.shell else []
+    """The text that sh runs before the command; "" when nothing needs it, or the image is known to have no sh."""
+    known = [(m.path, m.identity) for m in mounts if m.identity is not None] if image.shell is not False else []
     return gate(known, secrets=secrets, hush=(_GROUP,)) if known or secrets else ""
 
 

@@ -71,7 +71,7 @@ def prepare(spec: Spec, folder: str) -> Prepared:
         _give_new_folders(grants, {real(path) for path in absent}, user)
         if spec.exchange:
             give(spec.exchange, user)
-        mounts = tuple(_ordered([*_roots(grants), *_shut(grants, folder)]))
+        mounts = tuple(_ordered([*_below_roots(grants), *_roots(grants), *_shut(grants, folder)]))
         warnings = tuple([text for g in grants.roots if (text := can_use(g.path, g.fd, user, write=g.write))])
     except BaseException:
         grants.close()
@@ -79,16 +79,23 @@ def prepare(spec: Spec, folder: str) -> Prepared:
     return Prepared(mounts=mounts, user=user, warnings=warnings, grants=grants)
 
 
+def _below_roots(grants: Grants) -> Iterator[Mount]:
+    """What is mounted below read-only grants: "readonly" holds for the mount itself only.
+
+    Not what is mounted below something covered, as it would come to light again.
+    """
+    if all(root.write for root in grants.roots):
+        return
+    for point in _mount_points():
+        around = [root for root in grants.roots if below(point, root.path)]
+        covered = any(below(point, cover.path) for cover in grants.covers)
+        if around and not covered and not max(around, key=lambda root: len(root.path)).write:
+            yield Mount(point, point, writable=False)
+
+
 def _roots(grants: Grants) -> Iterator[Mount]:
-    table = _mount_points()
     for root in grants.roots:
         yield _mount(root, writable=root.write)
-        if root.write or not root.folder:
-            continue
-        # "readonly" holds for the mount itself only: what is mounted below it stays writable.
-        for point in table:
-            if point != root.path and below(point, root.path):
-                yield Mount(point, point, writable=False)
     if grants.exchange is not None:
         yield replace(_mount(grants.exchange, writable=True), source=real(grants.exchange.path), identity=None)
 

@@ -65,7 +65,10 @@ class Probe:
     def check_image(self, name: str, pull: str) -> str:
         """Why this image can't be used; "" when it is here or may be pulled, or when nobody can say."""
         try:
-            if self._look(name) is not None or pull == "missing":
+            image = self._look(name)
+            if image is not None:
+                self._look_inside(image)
+            if image is not None or pull == "missing":
                 return ""
         except Unreachable as error:
             return str(error)
@@ -84,6 +87,16 @@ class Probe:
                 self._images[name] = Image(name, identity)
                 self._variables[name] = _names(variables)
         return self._images[name]
+
+    def _look_inside(self, image: Image) -> None:
+        """Learn whether an image in which the guarantees were not tried has what looks before a command."""
+        if image.shell is None:
+            words = ("run", "--rm", "--pull=never", "--network=none", "--read-only", "--cap-drop=ALL")
+            text = "stat -c %d:%i:%n -- / >/dev/null && exit 0 || exit 127"
+            more = ("--log-driver=none", "--entrypoint=sh", image.id, "-c", text)
+            done = self._cli.ask(*words, *more, timeout_s=_CANARY_S)
+            if done.code in (0, 126, 127):
+                self._images[image.name] = replace(image, shell=done.ok)
 
     def _candidates(self) -> list[Image]:
         """Images to try in: those that will be used first, then what there is."""
@@ -117,7 +130,7 @@ class Probe:
         """What the canary said in this image; None when the image has no shell to say it."""
         with _Stage() as stage:
             spec = stage.spec(image.name, ("sh", "-c", CANARY, "canary", stage.base, str(os.getpid()), _spaces()))
-            done = self._call(spec, image, "run")
+            done = self._call(spec, image, "run", "--rm")
             if done.code == 127:
                 self._images[image.name] = replace(image, shell=False)
                 return None
@@ -159,8 +172,11 @@ class Probe:
             raise Unreachable(f"Docker can't make an image: {done.why}")
         return Image(f"{_EMPTY_IMAGE}:{os.getpid()}")
 
-    def _call(self, spec: Spec, image: Image, verb: str) -> Answer:
-        """`run` or `create` with the options of an attempt; the container is gone after `run`."""
+    def _call(self, spec: Spec, image: Image, *verb: str) -> Answer:
+        """`run --rm` or `create` with the options of an attempt; the container is gone after the first.
+
+        `--rm` is kept by the engine, even if this process is killed meanwhile.
+        """
         name = container_name(spec)
         folder = make_folder(spec.run_dir, name)
         try:
@@ -171,8 +187,8 @@ class Probe:
             line = line_of(self._cli.dialect, spec, image, prepared, name=name, folder=folder)
             write_files(line, folder, prepared.user)
             config = settings(spec.run_dir) if self._cli.endpoint() else ""
-            done = self._cli.ask(verb, *line.arguments, timeout_s=_CANARY_S, config=config)
-            if verb == "run":
+            done = self._cli.ask(*verb, *line.arguments, timeout_s=_CANARY_S, config=config)
+            if done.code is None or ("--rm" in verb and done.code == 125):
                 self._cli.ask(*self._cli.dialect.remove, name)
             return done
         finally:

@@ -22,7 +22,9 @@ cli=$1 folder=$2 name=$3 limit=$4 pull=$5 remove=$6 config=$7
 shift 7
 ask() {{ "$limit" -s KILL 10 "$cli" "$@"; }}
 if [ -n "$pull" ] && ! ask image inspect "$pull" >/dev/null 2>&1; then
+    : >"$folder/pulling"
     "$cli" pull "$pull" >/dev/null 2>"$folder/refused" </dev/null || exit 125
+    rm -f "$folder/pulling"
 fi
 if [ -n "$config" ]; then unset DOCKER_CONTEXT; export DOCKER_HOST="${{config%%|*}}" DOCKER_CONFIG="${{config#*|}}"; fi
 [ ! -e "$folder/killed" ] || exit 137
@@ -81,7 +83,8 @@ def gate(identities: Sequence[tuple[str, tuple[int, int]]], *, secrets: bool, hu
     if secrets:
         lines.append(f". {SECRET_FILE} || exit 125")
     lines += [f"unset {name}" for name in hush]
-    lines.append('exec "$@"')
+    # A name that begins with a dash would be an option; not every sh knows `--` here.
+    lines.append('case $1 in -*) exec -- "$@" ;; *) exec "$@" ;; esac')
     return "\n".join(lines)
 
 

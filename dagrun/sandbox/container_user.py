@@ -19,16 +19,22 @@ def user_of(wanted: str, owners: Sequence[tuple[int, int]]) -> tuple[int, int]:
     up to the image.
     """
     if wanted:
-        numbers = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", wanted, re.ASCII)
+        numbers = re.fullmatch(r"(\d{1,10})(?::(\d{1,10}))?", wanted, re.ASCII)
         if numbers is None:
             raise Refused(f"docker.user: {wanted!r} is not a number", "write it as 1000 or 1000:1000")
         uid = int(numbers[1])
         if uid == 0:
             raise Refused("docker.user: a container never runs as root", "take another number than 0, or leave it out")
-        return uid, int(numbers[2]) if numbers[2] else (os.getgid() if uid == os.getuid() else uid)
+        if numbers[2] and int(numbers[2]) == 0:
+            raise Refused("docker.user: a container is never in the group of root", "take another group than 0")
+        return uid, int(numbers[2]) if numbers[2] else (_own_group() if uid == os.getuid() else uid)
     if os.getuid():
-        return os.getuid(), os.getgid()
+        return os.getuid(), _own_group()
     return next(((uid, gid or uid) for uid, gid in owners if uid), (NOBODY, NOBODY))
+
+
+def _own_group() -> int:
+    return os.getgid() or NOBODY
 
 
 def can_use(path: str, fd: int, user: tuple[int, int], *, write: bool) -> str:

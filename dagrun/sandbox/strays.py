@@ -40,7 +40,7 @@ class Strays:
 
     def __init__(self) -> None:
         self._running: dict[int, Child] = {}
-        self._exempt: set[int] = set()
+        self._exempt: dict[int, int] = {}  # pid -> start ticks: the pid of a helper that is gone will be another's
         self._strays: dict[int, Stray] = {}
         self._seen_below: dict[tuple[int, int], str] = {}  # (pid, ticks) -> attempt, from walks of live trees
         self._listing = _own_children_file()
@@ -57,7 +57,9 @@ class Strays:
 
     def exempt(self, pid: int) -> None:
         """`pid` is a helper of dagrun."""
-        self._exempt.add(pid)
+        who = procs.stat(pid)
+        if who is not None:
+            self._exempt[pid] = who.start_ticks
 
     def close(self) -> None:
         """Close the kept descriptor."""
@@ -181,13 +183,23 @@ class Strays:
         return [int(pid) for pid in data.split()]
 
     def _all_known(self, pids: list[int]) -> bool:
-        return all(pid in self._running or pid in self._exempt for pid in pids)
+        return all(pid in self._running or self._is_exempt(pid) for pid in pids)
+
+    def _is_exempt(self, pid: int) -> bool:
+        """Whether this child is a helper still; forgets one that is gone."""
+        if pid not in self._exempt:
+            return False
+        who = procs.stat(pid)
+        if who is not None and who.start_ticks == self._exempt[pid]:
+            return True
+        del self._exempt[pid]
+        return False
 
     def _look(self) -> None:
         """Take in new orphans, tell whose they are, and reap the dead ones."""
         running = frozenset(child.attempt_id for child in self._running.values())
         for pid in self._children():
-            if pid in self._running or pid in self._exempt:
+            if pid in self._running or self._is_exempt(pid):
                 continue
             who = procs.stat(pid)
             if who is None or procs.is_dead(who):

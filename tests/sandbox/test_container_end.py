@@ -39,8 +39,21 @@ def test_memory_counts_only_as_a_limit_where_one_was_written() -> None:
     assert "no memory left" in told(137, notes, Bounds()).error
 
 
+def test_an_engine_that_does_not_count_memory() -> None:
+    killed = Notes(end=f"exited|137|false|{STARTED}|")
+
+    def said(bounds: Bounds, counts: bool) -> str:
+        end = Exit(137, None, None, 0)
+        return aftermath(end, killed, bounds, image="img", program="prog", counts_memory=counts).limit
+
+    assert [said(ALL, True), said(ALL, False), said(Bounds(), False)] == ["", "memory", ""]
+
+
 def test_files_and_processes() -> None:
     assert told(153, Notes(end=f"exited|153|false|{STARTED}|")).limit == "file_size"
+    python = Notes(end=f"exited|1|false|{STARTED}|", tail="OSError: [Errno 27] File too large\n")
+    assert told(1, python).limit == "file_size"
+    assert told(1, python, Bounds()).limit == ""
     fork = Notes(end=f"exited|2|false|{STARTED}|", tail="sh: can't fork: Resource temporarily unavailable")
     assert told(2, fork).limit == "pids"
     assert told(2, fork, Bounds()).limit == ""
@@ -65,11 +78,30 @@ def test_containers_that_never_were() -> None:
     )
 
 
+def test_an_image_that_can_not_be_had() -> None:
+    said = told(125, Notes(refused="dial tcp: no such host", pulling=True))
+    assert (said.outcome, said.error) == (
+        "failed",
+        "the image img is not here and can't be pulled: dial tcp: no such host",
+    )
+
+
 def test_programs_that_can_not_be_run() -> None:
     tail = "[FATAL tini (7)] exec prog failed: No such file or directory\n"
     said = told(127, Notes(end=f"exited|127|false|{STARTED}|", tail=tail))
     assert said.error == "prog can't be run in the image img: no such file or directory"
     assert told(3, Notes(end=f"exited|3|false|{STARTED}|", tail=tail)).error == ""
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["dagrun: exec: line 8: prog: not found\n", "dagrun: 8: exec: prog: not found\n", "dagrun: 8: prog: not found"],
+    ids=["busybox", "dash", "bash"],
+)
+def test_programs_that_sh_can_not_become(tail: str) -> None:
+    notes = Notes(end=f"exited|127|false|{STARTED}|", tail=tail)
+    assert told(127, notes).error == "prog can't be run in the image img: not found"
+    assert told(127, Notes(end=notes.end, tail="sh: other: not found\n")).error == ""
 
 
 def test_a_replaced_grant_is_denied() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dagrun.sandbox.container_line import Image
 from dagrun.sandbox.container_probe import Probe
 from dagrun.sandbox.wall import Refused
 from tests.escapes import image as python_image
@@ -218,7 +219,8 @@ def test_a_grant_that_is_replaced_after_the_check_is_noticed(rig: Rig, tmp_path:
     (tmp_path / "elsewhere").mkdir(mode=0o755)
     (tmp_path / "elsewhere" / "file").write_text("stolen\n")
     if not known:
-        rig.wall._probe = Probe(rig.wall._cli)  # then nobody knows that the image could look itself
+        rig.wall._probe = Probe(rig.wall._cli)
+        rig.wall._probe._images[rig.image] = Image(rig.image, shell=False)  # then it can't look itself
     spec = rig.spec("cat", "in/file")
     launch = rig.wall.launch(spec)
     (rig.project / "in").rename(rig.project / "was")

@@ -14,6 +14,7 @@ import pytest
 
 from dagrun.sandbox import container_mounts
 from dagrun.sandbox.container_cli import DIALECTS
+from dagrun.sandbox.container_files import make_folder
 from dagrun.sandbox.container_line import Image, Line, container_name, folder_label, line_of
 from dagrun.sandbox.container_mounts import Prepared, prepare
 from dagrun.sandbox.container_script import WRAPPER, exports, gate
@@ -64,7 +65,7 @@ def line(spec: Spec, prepared: Prepared, folder: str, image: Image | None = None
 
 
 def test_nothing_is_left_to_the_defaults_of_an_engine(spec: Spec, prepared: Prepared, folder: str) -> None:
-    words = line(spec, prepared, folder).arguments
+    words = line(spec, prepared, folder, Image("img", shell=False)).arguments
     for word in (
         *("--init", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only"),
         *("--ipc=private", "--cgroupns=private", "--pull=never", "--log-driver=none", "--no-healthcheck"),
@@ -99,6 +100,29 @@ def test_what_is_mounted_below_a_read_only_grant_is_read_only_too(
     monkeypatch.setattr(container_mounts, "_mount_points", lambda: ["/", inner, "/elsewhere"])
     made = prepare(spec, folder)
     assert (inner, False) in [(m.path, m.writable) for m in made.mounts]
+    made.close()
+
+
+def test_what_is_mounted_in_a_folder_to_write_stays_writable(
+    spec: Spec, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = f"{spec.project}/out/disk"
+    monkeypatch.setattr(container_mounts, "_mount_points", lambda: [inner])
+    made = prepare(replace(spec, read=(".",), write=("out",)), folder)
+    assert inner not in [m.path for m in made.mounts]
+    made.close()
+
+
+def test_what_is_mounted_in_a_denied_folder_does_not_come_to_light(
+    spec: Spec, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = f"{spec.project}/in/closed/disk"
+    os.makedirs(inner)
+    monkeypatch.setattr(container_mounts, "_mount_points", lambda: [inner])
+    made = prepare(replace(spec, read=("in",), deny=("in/closed",)), folder)
+    paths = [m.path for m in made.mounts]
+    assert f"{spec.project}/in/closed" in paths
+    assert inner not in paths
     made.close()
 
 
@@ -218,6 +242,14 @@ def test_exported_values_are_values(tmp_path: Path, value: str) -> None:
     )
     assert done.stdout == value
     assert not (tmp_path / "x").exists()
+
+
+def test_the_filter_of_an_older_version_is_not_used_again(tmp_path: Path) -> None:
+    rules = tmp_path / "containers" / "seccomp.json"
+    make_folder(str(tmp_path), "one")
+    rules.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    make_folder(str(tmp_path), "two")
+    assert rules.read_bytes() == profile()
 
 
 def test_the_filter_knows_no_unix_sockets_and_no_mounts() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from dagrun.sandbox.container_canary import CANARY, claimed, judged
 from dagrun.sandbox.container_cli import Cli, Unreachable, plain_words
 from dagrun.sandbox.wall import GUARANTEES
 from tests.images import BARE, need_image
+
+from .conftest import until
+from .container_rig import ask
 
 LISTS = "net.allowlist"  # what no container holds yet
 
@@ -93,6 +99,52 @@ def test_without_any_image_the_engine_is_asked_what_it_would_do(
 ) -> None:
     text = """case "$1$2" in imagels) exit 0 ;; esac; exec "$DOCKER" "$@" """
     assert _crosses(monkeypatch, tmp_path, text, "dagrun-test-none:1") == set()
+
+
+@pytest.mark.docker
+def test_a_trial_that_is_killed_leaves_no_container(docker: str, tmp_path: Path) -> None:
+    fake = tmp_path / "docker"
+    fake.write_text(f'#!/bin/sh\n[ "$1" != run ] || touch {tmp_path}/run\nexec {shutil.which("docker")} "$@"\n')
+    fake.chmod(0o755)
+    text = f"""if 1:
+        from dagrun.sandbox.container import Container
+        wall = Container("docker", print)
+        wall.prefer({docker!r})
+        wall.proved()
+    """
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    trial = subprocess.Popen([sys.executable, "-c", text], env=env, start_new_session=True)
+    names: set[str] = set()
+
+    def mine() -> bool:
+        names.update(_canaries(trial.pid))
+        return bool(names) or trial.poll() is not None
+
+    until(mine, "a test container")
+    os.killpg(trial.pid, signal.SIGKILL)
+    trial.wait()
+    until(lambda: not _canaries(trial.pid), "the test container is gone")
+    assert names, "control: there was one"
+
+
+def _canaries(pid: int) -> set[str]:
+    """The test containers of one process."""
+    words = ["ps", "-a", f"--filter=label=dagrun.attempt=canary/canary/{pid}", "--format={{.Names}}"]
+    return set(ask("docker", *words).split())
+
+
+@pytest.mark.docker
+def test_every_image_is_looked_into_before_it_is_used(docker: str) -> None:
+    bare = need_image("docker", BARE)
+    ask("docker", "tag", docker, "dagrun-test-other:1")
+    wall = Container("docker", lambda pid: None)
+    wall.prefer(docker)
+    wall.proved()
+    for name, shell in (("dagrun-test-other:1", True), (bare, False)):
+        assert wall._probe.image(name).shell is None
+        assert wall.check_image(name, "never") == ""
+        assert wall._probe.image(name).shell is shell
+    ask("docker", "rmi", "dagrun-test-other:1")
 
 
 def test_a_daemon_that_hangs_costs_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,15 @@ def test_helpers_of_dagrun_survive_a_sweep(box: Box) -> None:
     helper.wait()
 
 
+def test_the_pid_of_a_helper_that_is_gone_protects_nobody(box: Box) -> None:
+    child = box.sh(f"sh -c '{WAIT}' & while ! [ -s pids ]; do :; done")
+    ((left, ticks),) = written_pids(box.folder / "pids", 1)
+    box.plain._strays._exempt[left] = ticks - 1  # a helper had this pid, and is gone
+    _, swept = box.end(child)
+    assert (swept.count, box.plain._strays._exempt) == (1, {})
+    assert all_dead([(left, ticks)])
+
+
 def test_dead_orphans_of_a_running_node_do_not_pile_up(box: Box) -> None:
     child = box.sh("for i in 1 2 3 4 5 6 7 8; do (echo $i >> gone &) ; done; " + WAIT)
     written_pids(box.folder / "pids", 1)
