@@ -11,7 +11,7 @@ import typer
 
 from dagrun.cli.console import Settings, emit, emit_bytes, emit_json, is_terminal, say
 from dagrun.cli.groups import command, node_number, run_and_node
-from dagrun.cli.show import log_path
+from dagrun.cli.show import log_path, shown_size
 from dagrun.core.names import SETTLED, RunStatus, Status
 from dagrun.errors import NotFoundError
 
@@ -138,15 +138,30 @@ class _Reader:
         return log_path(self.run, self.node, attempt, stream)
 
     def read(self, attempt: Attempt, stream: str, start: int) -> bytes:
-        """The next bytes of a stream, from `start`; empty where there are none yet."""
-        try:
-            fd = os.open(self.path(attempt, stream), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return b""
-        try:
-            return os.pread(fd, CHUNK, start)
-        finally:
-            os.close(fd)
+        """The next bytes of a stream that may be shown, from `start`; empty where there are none yet."""
+        data, ended = b"", False
+        while not ended:
+            ended = attempt.outcome is not None
+            try:
+                fd = os.open(self.path(attempt, stream), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                data = b""
+            else:
+                try:
+                    data = os.pread(fd, CHUNK, start)
+                    data = data[: max(0, self.size(attempt, stream, fd) - start)]
+                finally:
+                    os.close(fd)
+            if not ended:
+                # the files of a silent attempt go to another one: what was read before it ended is its own
+                self.follower.poll()
+                if attempt.outcome is None:
+                    break
+        return data
+
+    def size(self, attempt: Attempt, stream: str, fd: int) -> int:
+        """How many bytes of an open stream may be shown."""
+        return shown_size(self.run, self.state.plan.nodes[self.i], attempt, stream, fd)
 
     def show(self, number: int, streams: tuple[str, ...]) -> None:
         """Print what there is now."""
@@ -163,7 +178,10 @@ class _Reader:
                 if not self.sink.put(stream, data):
                     return
             self.sink.end()
-        if not wrote and self.tail != 0:
+        held_back = sum(self.held_back(attempt, stream) for stream in streams)
+        if held_back:
+            say(f"{self.node}: {held_back:,} bytes more are shown once the secrets in them are masked")
+        elif not wrote and self.tail != 0:
             say(f"{self.node} wrote nothing" + ("" if len(streams) == 2 else f" to std{streams[0]}"))
 
     def why_not(self) -> str:
@@ -172,6 +190,17 @@ class _Reader:
 
         status, reason = self.state.node_status[self.i], node_reason(self.state, self.i)
         return f"{status} ({reason})" if reason else str(status)
+
+    def held_back(self, attempt: Attempt, stream: str) -> int:
+        """How many bytes of a stream can't be shown yet."""
+        try:
+            fd = os.open(self.path(attempt, stream), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        try:
+            return os.fstat(fd).st_size - self.size(attempt, stream, fd)
+        finally:
+            os.close(fd)
 
     def tail_start(self, attempt: Attempt, stream: str) -> int:
         """The offset of the last `tail` lines of a stream as it is now."""
@@ -182,7 +211,7 @@ class _Reader:
         except FileNotFoundError:
             return 0
         try:
-            return _tail_start(fd, self.tail)
+            return _tail_start(fd, self.tail, self.size(attempt, stream, fd))
         finally:
             os.close(fd)
 
@@ -227,12 +256,9 @@ class _Reader:
                 grew = False
                 for stream in streams:
                     data = self.read(attempt, stream, at[stream])
-                    if not ended:
-                        # an empty slot goes to another attempt: only what is read before the end is ours
-                        self.follower.poll()
-                        if attempt.outcome is not None:
-                            grew = True
-                            break
+                    if not ended and attempt.outcome is not None:
+                        grew = True
+                        break
                     if data:
                         grew = True
                         at[stream] += len(data)
@@ -253,8 +279,11 @@ class _Reader:
         """The kernel's word when a stream of a running attempt grows."""
         from dagrun.store.sync import Notice
 
+        node = self.state.plan.nodes[self.i]
+        if attempt.outcome is not None or node.secrets or node.secret_files:
+            return  # what is masked is shown, and that comes later than the bytes
         for stream in streams:
-            notice = Notice.watch(self.path(attempt, stream)) if attempt.outcome is None else None
+            notice = Notice.watch(self.path(attempt, stream))
             if notice is not None:
                 yield notice
 
@@ -271,9 +300,8 @@ class _Reader:
         self.follower.poll()
 
 
-def _tail_start(fd: int, lines: int) -> int:
-    """The offset of the last `lines` lines of a file."""
-    end = os.fstat(fd).st_size
+def _tail_start(fd: int, lines: int, end: int) -> int:
+    """The offset of the last `lines` lines of a file up to `end`."""
     if lines == 0:
         return end
     # a newline at the very end ends the last line and begins none

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dagrun.core.state import Attempt, RunState
+    from dagrun.core.workflow import Node
     from dagrun.engine.observer import Observer
     from dagrun.store.rundir import RunDir
     from dagrun.view.choose import Ui
@@ -85,14 +86,31 @@ def log_path(run: RunDir, node: str, attempt: Attempt, stream: str) -> str:
     return run.log(node, attempt.number, stream)
 
 
+def shown_size(run: RunDir, node: Node, attempt: Attempt, stream: str, fd: int) -> int:
+    """How many bytes of the open log of an attempt may be shown: all but what is not masked yet.
+
+    Ask after reading what is to be shown.
+    """
+    size = os.fstat(fd).st_size
+    if attempt.outcome is not None:
+        return size
+    from dagrun.store.shown import shown_bytes
+
+    masked = shown_bytes(run.nodes, attempt.slot, f"{node.id}.{attempt.number}", stream, fd)
+    if masked is None:
+        masked = 0 if node.secrets or node.secret_files else size
+    return min(size, masked)
+
+
 def last_bytes(run: RunDir, state: RunState, i: int) -> bytes:
     """The last bytes that a node wrote in its last attempt: of stderr if there are any, else of stdout."""
-    tried = state.attempts[i]
+    node, tried = state.plan.nodes[i], state.attempts[i]
     for stream in ("err", "out") if tried else ():
         try:
-            with open(log_path(run, state.plan.ids[i], tried[-1], stream), "rb", buffering=0) as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-                data = file.read(TAIL_BYTES)
+            with open(log_path(run, node.id, tried[-1], stream), "rb", buffering=0) as file:
+                start = max(0, shown_size(run, node, tried[-1], stream, file.fileno()) - TAIL_BYTES)
+                data = os.pread(file.fileno(), TAIL_BYTES, start)
+                data = data[: max(0, shown_size(run, node, tried[-1], stream, file.fileno()) - start)]
         except OSError:
             continue
         if data:

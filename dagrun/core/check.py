@@ -30,6 +30,7 @@ _BARE_INPUT = _Place(frozenset({"params", "nodes"}))
 _IF = _Place(frozenset({"params", "inputs", "env", "run", "nodes"}), status_functions=True, secrets=True)
 _RESULT = _Place(frozenset({"params", "run", "nodes"}))
 _STATUS_FUNCTIONS = frozenset({"success", "failure", "always", "cancelled"})
+_CEILINGS = ("cpu", "memory", "pids", "file_size", "output")
 _RUN_NAMES = ("id", "workflow", "dir")
 
 
@@ -165,7 +166,8 @@ def _check_resources(workflow: Workflow, node: Node, faults: list[Fault]) -> Non
         path = ("nodes", node.id, "resources", name)
         if limit is None and name not in ("cpu", "memory"):
             message = f"node `{node.id}` reserves `{name}`, but the workflow does not say how much there is"
-            hint = f"add limits: {{resources: {{{name}: {amount:g}}}}}"
+            meant = near(name, _CEILINGS) if name[1:] != "pu" else ""  # a gpu is no cpu
+            hint = meant or f"add limits: {{resources: {{{name}: {amount:g}}}}}"
             faults.append(Fault(path, "unknown-resource", message, hint))
         elif limit is not None and amount > limit:
             message = f"node `{node.id}` reserves {amount:g} of `{name}`, but limits.resources has only {limit:g}"
@@ -190,12 +192,18 @@ def _shell_fault(node: Node, path: tuple[str, ...]) -> Fault:
     end = text.find("}}", start)
     inside = text[start + 3 : end if end > 0 else None].strip()
     variable = "".join(c if c.isalnum() else "_" for c in inside.rpartition(".")[2]).strip("_").upper() or "VALUE"
+    if inside.startswith("secrets."):
+        way = f'name it at the node: secrets: [{variable}] and write "${variable}" in the command'
+    else:
+        way = (
+            f'pass it by the environment: env: {{{variable}: "${{{{ {inside} }}}}"}}'
+            f' and write "${variable}" in the command'
+        )
     return Fault(
         path,
         "expression-in-shell",
         "an expression inside a shell string could run as code (script injection)",
-        f'pass it by the environment: env: {{{variable}: "${{{{ {inside} }}}}"}}'
-        f' and write "${variable}" in the command',
+        way,
         offset=start,
         length=(end + 2 - start) if end > 0 else 3,
     )

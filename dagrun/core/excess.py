@@ -108,9 +108,10 @@ def _networks(child: Network | None, parent: Network | None, whole: bool) -> Ite
     if parent is None or parent == "any" or (child is None and not whole):
         return
     if child is None or child == "any":
-        yield Excess(("network",), "for network `any`", _only(hosts(parent)))
+        yield Excess(("network",), "for network `any`", _only(hosts(parent)) if hosts(parent) else "no network")
         return
-    yield from _listed("network", "host", hosts(child), hosts(parent), whole, _holds_host)
+    for part in _listed("network", "host", hosts(child), hosts(parent), whole, _holds_host):
+        yield part if hosts(parent) else part._replace(allowed="no network")
 
 
 def _only(texts: tuple[str, ...]) -> str:

@@ -19,7 +19,10 @@ _SHOWN = "***"
 # What base64, xxd -p and openssl break into lines of at least _WRAP. Possessive: a long run without
 # a break must not be tried from each of its characters; \A: a piece may begin within a line.
 _WRAP = 16
-_CODE = "[A-Za-z0-9+/=_-]"
+_TELLING = 4  # fewer characters of a code, with a break after them, tell nothing
+_HEAD = 8
+_CODE_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
+_CODE = f"[{_CODE_CHARS}]"
 _BLOCK = rf"(?:\A{_CODE}*+|(?<!{_CODE}){_CODE}{{{_WRAP},}}+)(?:\r?\n{_CODE}++)+"
 
 
@@ -81,32 +84,95 @@ class Masker:
         """`data` with every secret overwritten by as many `*`: offsets and lines stay what they were."""
         if self._bytes is None:
             return data
-        data = self._bytes.sub(lambda m: re.sub(rb"[^\r\n]", b"*", m[0]), data)
+        data = self._bytes.sub(_stars, data)
         # one character a byte, so that no place moves
         text = data.decode("latin-1")
         hidden = self._wrapped(text, lambda piece: re.sub(r"[^\r\n]", "*", piece))
         return data if hidden is text else hidden.encode("latin-1")
 
+    def pending(self, data: bytes) -> int:
+        """How many bytes at the end of `data` may be the beginning of a secret that goes on after it."""
+        if self._bytes is None:
+            return 0
+        end = data[1 - self.longest :].lower()  # some forms are written in either case
+        most = max([_begun(end, _raw(form).lower()) for form in self._forms])
+        text = end.decode("latin-1")
+        start = _open_block(text, cut=len(end) < len(data))
+        if start < len(text):
+            block = text[start:]
+            joined = block.replace("\r", "").replace("\n", "")
+            coded = [form.lower() for form in self._forms if _is_coded(form)]
+            begun = max([_begun(joined.encode("latin-1"), form.encode("latin-1")) for form in coded], default=0)
+            if begun >= _TELLING:
+                places = [k for k, c in enumerate(block) if c not in "\r\n"]
+                most = max(most, len(block) - places[-begun])
+        return most
+
+    def settled(self, data: bytes) -> tuple[bytes, int]:
+        """(`same_length(data)`, how much of it stays so whatever follows `data`)."""
+        end = len(data) - self.pending(data)
+        if self._bytes is None or end == len(data):
+            return self.same_length(data), end
+        spans = [match.span() for match in self._bytes.finditer(data)]
+        text = self._bytes.sub(_stars, data).decode("latin-1")
+        spans += self._wrapped_spans(text)
+        # a secret that ends in what is held back is held back as a whole
+        while cut := [start for start, stop in spans if start < end < stop]:
+            end = min(cut)
+        return self.same_length(data), end
+
     def _wrapped(self, text: str, shown: Callable[[str], str]) -> str:
         """`text` with what is found in blocks of broken lines, read without the breaks, replaced."""
+        out, at = [], 0
+        for start, end in self._wrapped_spans(text):
+            out += [text[at:start], shown(text[start:end])]
+            at = end
+        return "".join([*out, text[at:]]) if out else text
+
+    def _wrapped_spans(self, text: str) -> list[tuple[int, int]]:
         if "\n" not in text or self._coded is None:
-            return text
-        coded = self._coded
-        return re.sub(_BLOCK, lambda m: _unwrapped(m[0], coded, shown), text)
+            return []
+        found = []
+        for block in re.finditer(_BLOCK, text):
+            joined = block[0].replace("\r", "").replace("\n", "")
+            matches = list(self._coded.finditer(joined))
+            if matches:
+                places = [k for k, c in enumerate(block[0], block.start()) if c not in "\r\n"]
+                found += [(places[m.start()], places[m.end() - 1] + 1) for m in matches]
+        return found
 
 
-def _unwrapped(block: str, coded: re.Pattern[str], shown: Callable[[str], str]) -> str:
-    joined = block.replace("\r", "").replace("\n", "")
-    matches = list(coded.finditer(joined))
-    if not matches:
-        return block
-    places = [k for k, c in enumerate(block) if c not in "\r\n"]
-    out, at = [], 0
-    for match in matches:
-        start, end = places[match.start()], places[match.end() - 1] + 1
-        out += [block[at:start], shown(block[start:end])]
-        at = end
-    return "".join([*out, block[at:]])
+def _stars(match: re.Match[bytes]) -> bytes:
+    return re.sub(rb"[^\r\n]", b"*", match[0])
+
+
+def _begun(data: bytes, form: bytes) -> int:
+    """How many bytes at the end of `data` are the beginning of a form, but not all of it."""
+    room = min(len(data), len(form) - 1)
+    window, head = data[len(data) - room :], form[:_HEAD]
+    at = window.find(head) if room > _HEAD else -1
+    while at >= 0:
+        if form.startswith(window[at:]):
+            return room - at
+        at = window.find(head, at + 1)
+    return next((k for k in range(min(room, _HEAD), 0, -1) if window.endswith(form[:k])), 0)
+
+
+def _open_block(text: str, *, cut: bool) -> int:
+    """Where broken lines of code begin that `text` ends with; its length where it ends with none.
+
+    `cut`: the text is the end of a longer one, so a line may have begun before it.
+    """
+    begin = len(text.rstrip(_CODE_CHARS))
+    while begin and text[begin - 1] == "\n":
+        above = begin - 1 - text.endswith("\r", 0, begin - 1)
+        start = len(text[:above].rstrip(_CODE_CHARS))
+        if start == above:
+            break
+        begin = start
+    first, broken, _ = text[begin:].partition("\n")
+    long_enough = len(first.rstrip("\r")) >= _WRAP or (cut and begin == 0)
+    return begin if broken and long_enough else len(text)
 
 
 def _either(patterns: list[str], depth: int = 3) -> str:

@@ -33,7 +33,9 @@ def check_draft(workflow: Workflow, work: Draft) -> None:
         at = _blame(work, name)
         for fault in found:
             if at not in named and fault.severity == "error":
-                work.fault(at, "", fault.code, fault.message, fault.hint)
+                inside = fault.path[2:] if work.touched.get(name) == at else ()
+                path = ("operations", at, "node", *inside) if inside else ("operations", at)
+                work.faults.append(Fault(path, fault.code, fault.message, fault.hint, on_key=fault.on_key))
     used = _named_in_outputs(workflow)
     _check_outputs(workflow, work, used)
     if not work.faults:

@@ -224,7 +224,10 @@ class Secret:
 
 @value(frozen=True, slots=True, kw_only=True)
 class Workflow:
-    """One workflow file. `file` is its path as the user named it, `digest` the sha256 of its text."""
+    """One workflow file. `file` is its path as the user named it, `digest` the sha256 of its text.
+
+    `files` are those that it names (schemas, patches), relative to it.
+    """
 
     name: str
     nodes: Mapping[NodeId, Node]
@@ -241,6 +244,7 @@ class Workflow:
     templates: Mapping[NodeId, Node] = field(default_factory=dict)
     file: str = ""
     digest: str = ""
+    files: tuple[str, ...] = ()
 
 
 def docker_of(workflow: Workflow, node: Node) -> Docker:
@@ -320,11 +324,8 @@ def node_from_json(data: Mapping[str, Json]) -> Node:
     return Node(**kw)  # type: ignore[arg-type]
 
 
-_NODE_SPECIAL = frozenset(
-    (
-        "run needs inputs pass_env secrets secret_files outputs artifacts retry review on_failure permissions docker"
-    ).split()
-)
+_NODE_SPECIAL = frozenset("run needs inputs pass_env secrets secret_files outputs artifacts retry review".split())
+_NODE_SPECIAL |= {"on_failure", "permissions", "docker"}
 
 
 def _unpack(key: str, value: Json) -> Json:
@@ -391,7 +392,7 @@ def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
     return Workflow(nodes=nodes, templates=templates, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
 
 
-_WORKFLOW_SPECIAL = frozenset({"params", "secrets", "permissions", "docker"})
+_WORKFLOW_SPECIAL = frozenset({"params", "secrets", "permissions", "docker", "files"})
 
 
 def _nodes(data: Json) -> dict[NodeId, Node]:

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
-from dagrun.core.mask import Masker
 from dagrun.core.names import Json, NodeId, Outcome
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Output
@@ -25,6 +24,7 @@ from dagrun.sandbox.logpool import LogPool, Slot
 from dagrun.store.exchange import OutputError, read_bytes, read_json, read_outputs_file, read_stdout, read_text
 
 if TYPE_CHECKING:
+    from dagrun.engine.masking import LiveMask
     from dagrun.sandbox.wall import Aftermath
     from dagrun.sandbox.walls import Held
     from dagrun.store.artifacts import Opener
@@ -42,13 +42,6 @@ class Ending:
     error: str
     limit: str = ""
     escalated: bool = False
-
-
-@dataclass(slots=True)
-class Denied:
-    """Why an attempt was not started: it can't be held as it asks."""
-
-    message: str
 
 
 # ---------------------------------------------------------------- from the effect to a command
@@ -121,6 +114,7 @@ class Running:
     slot: Slot
     started_m: float
     ending: Ending | None = None
+    live: LiveMask | None = None
     held: Held | None = None
     after: Aftermath | None = None
 
@@ -135,6 +129,9 @@ def conclude(
     outcome, error, limit = _outcome(node, run, exit_)
     if run.after is not None:
         outcome, error, limit = _with_aftermath(run.after, run.ending, outcome, error, limit)
+    written = logs.take_back(run.slot, node.output_bytes)
+    if written > node.output_bytes and run.ending is None and outcome is not Outcome.DENIED:
+        outcome, error, limit = Outcome.OVER_LIMIT, over_output(written, node.output_bytes), "output"
     outputs: dict[str, Json] = {}
     artifacts: tuple[Json, ...] = ()
     if outcome is Outcome.COMPLETED and (node.outputs or node.output_schema is not None or node.artifacts):
@@ -146,7 +143,9 @@ def conclude(
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
             if bench.mask:  # a quotation that was cut short could end within a secret
                 error = re.sub(r"""(['"])(?:(?!\1).)*…\1""", "'…'", error)
-    if bench.mask and logs.written(run.slot):
+    if bench.mask and written:
+        from dagrun.engine.masking import mask_file
+
         mask_file(bench.mask, run.slot.out_fd)
         mask_file(bench.mask, run.slot.err_fd)
     # after the masking: a summary cut from the raw text could end within a secret
@@ -186,6 +185,11 @@ def _outcome(node: Node, run: Running, exit_: Exit) -> tuple[Outcome, str, str]:
         return Outcome.FAILED, f"exit code {exit_.code}", ""
     assert exit_.signal is not None
     return Outcome.FAILED, f"killed by {signal_name(exit_.signal)}", ""
+
+
+def over_output(written: int, most: int) -> str:
+    """Why an attempt that wrote too much was ended."""
+    return f"wrote {written} bytes to stdout and stderr, more than its limit of {most}"
 
 
 def _with_aftermath(
@@ -325,20 +329,3 @@ def last_text_line(data: bytes) -> str:
         if text:
             return text[:SUMMARY_CHARS]
     return ""
-
-
-def mask_file(mask: Masker, fd: int) -> None:
-    """Overwrite secrets in a file in place, keeping every offset: stars of the same length."""
-    overlap = max(mask.longest - 1, 0)
-    size, offset, step = os.fstat(fd).st_size, 0, 1 << 20
-    while offset < size:
-        data = os.pread(fd, step + overlap, offset)
-        clean = mask.same_length(data)
-        if clean != data:
-            # a descriptor opened with O_APPEND appends even on pwrite, so the file is opened again
-            again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.pwrite(again, clean, offset)
-            finally:
-                os.close(again)
-        offset += step

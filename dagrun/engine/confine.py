@@ -8,21 +8,22 @@ a patch brought and that can't be held is `denied` when its turn comes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import time_ns
 from typing import TypeAlias
 
+from dagrun.core.ceiling import stand_ins
 from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
 from dagrun.core.lattice import effective
 from dagrun.core.names import NodeId, Outcome
-from dagrun.core.workflow import Docker, Node, Workflow
+from dagrun.core.workflow import Docker, Node, Workflow, docker_of
 from dagrun.engine.bench import Command, Workbench
 from dagrun.engine.exchange import remove_exchange
 from dagrun.engine.secrets import as_file
 from dagrun.errors import EnvironmentFault, UsageError
 from dagrun.sandbox.environment import allow_list_environment, base_environment, is_loader
-from dagrun.sandbox.needs import Need, is_guarantee, need_of, told
+from dagrun.sandbox.needs import Need, hint_of, is_guarantee, need_of, told
 from dagrun.sandbox.wall import GUARANTEES, Bounds, Guarantee, Refused, Spec
 from dagrun.sandbox.walls import Walls
 from dagrun.store.disk import disk_fault, write_all
@@ -44,13 +45,6 @@ def bounds_of(node: Node) -> Bounds:
         cpu=node.resources.get("cpu"),
         file_size_bytes=node.file_size or None,
     )
-
-
-def docker_of(workflow: Workflow, node: Node) -> Docker:
-    """The image of a node: its own, and what it does not say from the workflow's."""
-    own, given = node.docker or Docker(), workflow.docker or Docker()
-    pull = own.pull if node.docker is not None and own.pull != "never" else given.pull
-    return Docker(image=own.image or given.image, pull=pull, user=own.user or given.user)
 
 
 def ask(workflow: Workflow, node: Node) -> Spec:
@@ -75,9 +69,9 @@ def ask(workflow: Workflow, node: Node) -> Spec:
 
 
 def needs_of(workflow: Workflow, nodes: Iterable[Node] | None = None) -> list[Need]:
-    """What `nodes` (by default all of the workflow), every template and every inline fallback require."""
+    """What `nodes` (by default all of the workflow), every template and every fallback require."""
     found: list[Need] = []
-    for node in _all(workflow.nodes.values() if nodes is None else nodes, workflow.templates):
+    for node in _all(workflow, workflow.nodes.values() if nodes is None else nodes):
         if node.review is None:
             need = need_of(ask(workflow, node))
             if need.required:
@@ -85,13 +79,14 @@ def needs_of(workflow: Workflow, nodes: Iterable[Node] | None = None) -> list[Ne
     return found
 
 
-def _all(nodes: Iterable[Node], templates: Mapping[NodeId, Node]) -> Iterator[Node]:
-    queue = [*nodes, *templates.values()]
-    while queue:
-        node = queue.pop(0)
+def _all(workflow: Workflow, nodes: Iterable[Node]) -> Iterator[Node]:
+    """These nodes, the templates, and the fallbacks of both as they would run in their place."""
+    for node in (*nodes, *workflow.templates.values()):
         yield node
-        if node.on_failure is not None and node.on_failure.fallback_node is not None:
-            queue.append(replace(node.on_failure.fallback_node, id=f"{node.id}-fallback"))
+        for own, after in stand_ins(workflow, node):
+            if after != own or own.id not in workflow.templates:
+                yield replace(after, id=f"{node.id}-fallback")
+            node = after
 
 
 def guarantees(text: str, where: str) -> frozenset[Guarantee]:
@@ -110,9 +105,8 @@ def check_held(walls: Walls, needs: list[Need]) -> list[str]:
     """
     missing = walls.check(needs)
     if missing:
-        hints = dict.fromkeys(m.hint for m in missing)
         text = "this machine can't hold what the plan requires, so nothing was started"
-        raise EnvironmentFault("\n  ".join([text, *map(told, missing)]), hint="; ".join(hints))
+        raise EnvironmentFault("\n  ".join([text, *map(told, missing)]), hint=hint_of(missing))
     waived = walls.waived(needs)
     return [f"not held here, as --accept-missing says: {name} ({why})" for name, why in waived.items()]
 
@@ -283,10 +277,20 @@ def _hidden(bench: Workbench, workflow: Workflow) -> Iterator[str]:
 
 def _protected(bench: Workbench, workflow: Workflow) -> Iterator[str]:
     """The workflow file and the files that it names: read again tomorrow, so never for a node to write."""
-    if not workflow.file or workflow.file == "<stdin>":
-        return
-    file = os.path.normpath(os.path.join(bench.project, workflow.file))
-    yield file
-    for node in _all(workflow.nodes.values(), workflow.templates):
-        if node.on_failure is not None and node.on_failure.replan:
-            yield os.path.normpath(os.path.join(os.path.dirname(file), node.on_failure.replan))
+    typed = workflow.file == "<stdin>"  # what it names is beside the project
+    file = os.path.normpath(os.path.join(bench.project, "" if typed else workflow.file))
+    if workflow.file and not typed:
+        yield file
+    folder = bench.project if typed else os.path.dirname(file)
+    for name in (*workflow.files, *_patches(workflow)):
+        yield os.path.normpath(os.path.join(folder, name))
+
+
+def _patches(workflow: Workflow) -> Iterator[str]:
+    """The patches that a plan names, also one from before `Workflow.files`, or one that a patch brought."""
+    for node in (*workflow.nodes.values(), *workflow.templates.values()):
+        wanted = node.on_failure
+        while wanted is not None:
+            if wanted.replan:
+                yield wanted.replan
+            wanted = wanted.fallback_node.on_failure if wanted.fallback_node is not None else None

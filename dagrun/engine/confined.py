@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dagrun.core.names import Outcome
-from dagrun.engine.attempt import Denied, Ending, Running
+from dagrun.engine.attempt import Ending, Running
 from dagrun.sandbox.base import Child, SpawnFailed
 from dagrun.sandbox.plain import Plain
 from dagrun.sandbox.wall import Refused
 from dagrun.sandbox.walls import Walls
+
+
+@dataclass(slots=True)
+class Denied:
+    """Why an attempt was not started: it can't be held as it asks."""
+
+    message: str
 
 
 def spawn_held(walls: Walls, sandbox: Plain, run: Running) -> Child | SpawnFailed | Denied:

@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from dagrun.core.decide import Room
 from dagrun.core.event import AttemptFinished, Event, NodeSpawned, Warned
 from dagrun.core.names import NodeId, Outcome, format_duration
 from dagrun.core.state import RunState
-from dagrun.engine.attempt import Denied, Ending, Running, conclude
+from dagrun.core.workflow import Node
+from dagrun.engine.attempt import Ending, Running, conclude, over_output
 from dagrun.engine.bench import Command, Workbench
 from dagrun.engine.exchange import remove_exchange
 from dagrun.engine.timers import Kind, Timers
@@ -30,6 +32,9 @@ from dagrun.sandbox.plain import Plain
 from dagrun.store.disk import disk_fault
 from dagrun.store.exchange import OutputError, read_bytes
 from dagrun.store.rundir import RunDir
+
+if TYPE_CHECKING:
+    from dagrun.engine.confined import Denied
 
 TAIL_BYTES = 1024
 STOP_GRACE_S = 5.0  # at most, whatever a node's grace, once the run is to stop now
@@ -99,6 +104,9 @@ class Crew:
             self._busy(i, command, why)
             return
         run = Running(i, attempt.number, command, slot, monotonic())
+        node = self._state.plan.nodes[i]
+        if node.secrets or node.secret_files:
+            self._mask_while_it_runs(run, node)
         child: Child | SpawnFailed | Denied
         try:
             if command.spec is None:
@@ -117,6 +125,7 @@ class Crew:
                 child = spawn_held(self._bench.back_ends(), self._sandbox, run)
         except SpawnBusy as busy:
             self._logs.release(slot, self._state.plan.ids[i], attempt.number)
+            self._masked(run)
             self._busy(i, command, busy.message)
             return
         self._pause_s, self._stuck_since = SPAWN_PAUSE_S, 0.0
@@ -125,6 +134,16 @@ class Crew:
             return
         attempt.slot = slot.index
         self._watch(child, run)
+
+    def _mask_while_it_runs(self, run: Running, node: Node) -> None:
+        from dagrun.engine.masking import LiveMask
+
+        run.live = LiveMask(self._bench.mask, self._run_dir.nodes, node, run.number, run.slot)
+
+    def _masked(self, run: Running) -> None:
+        """All of its logs may be shown now, or there are none."""
+        if run.live is not None:
+            run.live.end()
 
     def _watch(self, child: Child, run: Running) -> None:
         i, node = run.node, self._state.plan.nodes[run.node]
@@ -141,6 +160,7 @@ class Crew:
         """The command could not be started at all: an outcome, as from a shell (126, 127), or denied."""
         node = self._state.plan.nodes[run.node]
         self._logs.release(run.slot, node.id, run.number)
+        self._masked(run)
         text = self._bench.mask.text(why.message)
         code = (127 if why.errno == 2 else 126) if isinstance(why, SpawnFailed) else None
         outcome = Outcome.FAILED if isinstance(why, SpawnFailed) else Outcome.DENIED
@@ -215,6 +235,7 @@ class Crew:
             text = f"left {swept.count} process{'es' if swept.count > 1 else ''} behind: {names}; killed"
             self.facts.append(Warned(text=self._bench.mask.text(text), node=node.id))
         self.facts.append(conclude(self._bench, self._logs, node, run, exit_, retire=retire))
+        self._masked(run)
         self._collect_patch(node.id, run.command)
         self._remove_folder(run.command)
 
@@ -318,13 +339,19 @@ class Crew:
                 self._end(child, run, Ending(Outcome.TIMED_OUT, text))
 
     def _check_sizes(self) -> None:
-        """Once a second: end what wrote more than it may."""
+        """Once a second: end what wrote more than it may, mask what is to be masked while it runs."""
+        live = []
         for child, run in list(self._children.values()):
             cap = self._state.plan.nodes[run.node].output_bytes
             written = self._logs.written(run.slot)
             if written > cap and run.ending is None:
-                text = f"wrote {written} bytes to stdout and stderr, more than its limit of {cap}"
-                self._end(child, run, Ending(Outcome.OVER_LIMIT, text, limit="output"))
+                self._end(child, run, Ending(Outcome.OVER_LIMIT, over_output(written, cap), limit="output"))
+            if run.live is not None:
+                live.append(run.live)
+        if live:
+            from dagrun.engine.masking import mask_in_turn
+
+            mask_in_turn(live)
         self._sandbox.tidy()
         self._sizing = bool(self._children)
         if self._sizing:
@@ -342,6 +369,7 @@ class Crew:
         # the cut at the front may go through a secret: what is left of it is cut off too
         most = TAIL_BYTES + mask.longest
         data = self._logs.tail(slot, most) or self._logs.tail(slot, most, "err")
+        data = data[: len(data) - mask.pending(data)]
         return mask.same_length(data)[-TAIL_BYTES:]
 
     def abandon(self) -> None:

@@ -12,7 +12,7 @@ from dagrun.store.rundir import RunDir
 
 def exchange_path(run: RunDir) -> str:
     """Where the folder of a run is, or would be."""
-    base = os.environ.get("TMPDIR") or "/tmp"
+    base = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
     return f"{base}/dagrun-{os.getuid()}/{run.id}-{crc32(os.path.abspath(run.path).encode()):08x}"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dagrun.core.value import value
 from dagrun.core.workflow import Node, Workflow
 from dagrun.engine.bench import is_guarded
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ACCEPT_VARIABLE = "DAGRUN_ACCEPT_MISSING"
 
 
-@dataclass(slots=True, frozen=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Holding:
     """The back ends of a session (None: nothing has to be held yet), what its user accepted, what to warn of."""
 
@@ -46,7 +46,7 @@ def hold(workflow: Workflow, nodes: Sequence[Node], accept_missing: str) -> Hold
         return Holding()
     walls = Walls(accepted)
     try:
-        return Holding(walls, accepted, tuple(check_held(walls, needs)))
+        return Holding(walls=walls, accepted=accepted, notes=tuple(check_held(walls, needs)))
     except BaseException:
         walls.close()
         raise
@@ -56,19 +56,25 @@ def sweep_dead_runs(held: Holding, project: str) -> tuple[str, ...]:
     """Remove the containers of runs of this project that nobody works on any more; what is said about it."""
     if held.walls is None:
         return ()
+    from dagrun.sandbox.container_files import clear
     from dagrun.sandbox.container_line import folder_label
     from dagrun.store.rundir import list_runs
 
+    dead: set[str] = set()
+
     def is_dead(run_id: str, label: str) -> bool:
-        return any(
-            run.id == run_id and folder_label(os.path.abspath(run.path)) == label and run.lock_holder() is None
-            for run in list_runs(project)
-        )
+        paths = [run.path for run in list_runs(project) if run.id == run_id and run.lock_holder() is None]
+        found = {path for path in paths if folder_label(os.path.abspath(path)) == label}
+        dead.update(found)
+        return bool(found)
 
     names = held.walls.sweep_dead(is_dead)
+    for path in dead:
+        clear(path, names)
     return (f"removed containers that a dead run had left: {', '.join(names[:5])}",) if names else ()
 
 
 def _concerns(ceiling: Permissions | None, node: Node) -> bool:
-    inline = node.on_failure is not None and node.on_failure.fallback_node is not None
-    return inline or is_guarded(ceiling, node)
+    """Whether a node, or a fallback that stands in it, may be anything but a plain command."""
+    inline = node.on_failure.fallback_node if node.on_failure is not None else None
+    return is_guarded(ceiling, node) or (inline is not None and _concerns(ceiling, inline))

@@ -15,7 +15,6 @@ from dagrun.core.evolve import evolve
 from dagrun.core.mask import Masker
 from dagrun.core.names import Outcome, RunStatus
 from dagrun.core.state import RunState
-from dagrun.engine.attempt import mask_file
 from dagrun.engine.bench import is_guarded
 from dagrun.engine.exchange import exchange_path, remove_exchange
 from dagrun.engine.secrets import at_hand
@@ -54,6 +53,9 @@ def _sweep(run: RunDir, state: RunState) -> list[str]:
 
 def name_logs(run: RunDir, state: RunState, mask: Masker) -> None:
     """Give the logs of the attempts that died with their engine their names, and mask what nobody masked."""
+    from dagrun.engine.masking import mask_file
+    from dagrun.store.shown import withdraw
+
     slots = [(a.slot, state.plan.ids[i], a.number) for i, a in state.running.items() if a.slot >= 0]
     try:
         for name in recover(run.nodes, slots):
@@ -63,6 +65,8 @@ def name_logs(run: RunDir, state: RunState, mask: Masker) -> None:
                     mask_file(mask, fd)
                 finally:
                     os.close(fd)
+        for slot, _, _ in slots:
+            withdraw(run.nodes, slot)
     except OSError as error:
         raise disk_fault("can't name the logs in", run.nodes, error) from error
 

@@ -9,6 +9,7 @@ from dagrun.flowfile import fields
 from dagrun.flowfile.source import Value
 
 MOST_PIDS = 4_194_304  # the kernel's own limit
+LEAST_MEMORY = 1 << 20  # no program starts with less: it was meant in mebibytes
 
 
 def amounts(value: Value) -> dict[str, float]:
@@ -51,10 +52,14 @@ def _reserved(name: str, item: Value) -> float:
 
 def _held(name: str, item: Value) -> float:
     if name in ("memory", "file_size", "output"):
-        return fields.size(item)
+        got = fields.size(item)
+        if name == "memory" and got < LEAST_MEMORY:
+            hint = f"write {item}M for mebibytes" if str(item).isdigit() else "write 512M, 2Gi or a number of bytes"
+            raise fields.wrong(f"{fields.describe(item)} is {got:,} bytes: no program starts with so little", hint)
+        return got
     if name == "pids":
         return fields.integer(item, least=1, most=MOST_PIDS)
-    got = fields.number(item, least=0)
-    if name == "cpu" and not got:
+    amount = fields.number(item, least=0)
+    if name == "cpu" and not amount:
         raise fields.wrong("with no cpu at all it could never run", "write 0.5 for half a core")
-    return got
+    return amount

@@ -38,7 +38,7 @@ def assemble(
     made = _validated(tree.value, shape)
     if made is None:
         raise InputError(_problems(tree, shape + ids.check(tree.value), documents))
-    converter = Converter(documents)
+    converter = Converter(documents, frozenset([f.path[:2] for f in shape]))
     workflow = converter.workflow(made, _stem(file), file, sha256(data).hexdigest())
     known = shape + ids.check(tree.value) + converter.faults + documents.faults
     broken = {f.path for f in known if f.severity == "error"}
@@ -53,7 +53,9 @@ def assemble(
     problems = _problems(tree, known, documents)
     if any(p.severity == "error" for p in problems):
         raise InputError(problems)
-    return workflow, problems, tuple(documents.digests.items())
+    if documents.digests:
+        workflow = replace(workflow, files=tuple(documents.digests))
+    return replace(workflow, files=tuple(documents.digests)), problems, tuple(documents.digests.items())
 
 
 def _stem(file: str) -> str:

@@ -53,10 +53,14 @@ class Documents(Protocol):
 
 
 class Converter:
-    """Turns one WorkflowFile into a Workflow; `faults` are what only shows then."""
+    """Turns one WorkflowFile into a Workflow; `faults` are what only shows then.
 
-    def __init__(self, documents: Documents) -> None:
+    `told` are the places, two steps deep, of which something wrong was told before.
+    """
+
+    def __init__(self, documents: Documents, told: frozenset[Path] = frozenset()) -> None:
         self._documents = documents
+        self._told = told
         self.faults: list[Fault] = []
 
     def workflow(self, made: WorkflowFile, name: str, file: str, digest: str) -> Workflow:
@@ -267,10 +271,12 @@ class Converter:
             return None
 
     def _secret(self, name: str, made: Any) -> Secret:
-        path = ("secrets", name)
-        if len(made.model_fields_set) != 1:
+        path: Path = ("secrets", name)
+        ways = made.model_fields_set
+        if len(ways) != 1 and path not in self._told:
             message = f"secret `{name}` needs exactly one of `env`, `file`, `command`"
-            self.faults.append(Fault(path, "bad-secret", message, f"write {name}: {{env: {name}}}", on_key=True))
+            hint = "keep one of them" if ways else f"write {name}: {{env: {name}}}"
+            self.faults.append(Fault(path, "bad-secret", message, hint, on_key=True))
         return Secret(env=made.env, file=made.file, command=tuple(made.command or ()))
 
 

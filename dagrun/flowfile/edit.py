@@ -189,7 +189,7 @@ def _prove(flow: Flow, after: Workflow, data: bytes) -> None:
         got, _, _ = assemble(data, flow.file, flow.base_dir)
     except InputError as error:
         _failed(flow, "; ".join(p.message for p in error.problems))
-    wanted = replace(after, digest=got.digest, file=got.file)
+    wanted = replace(after, digest=got.digest, file=got.file, files=got.files)
     if got == wanted:
         return
     wrong = [name for name in {**got.nodes, **wanted.nodes} if got.nodes.get(name) != wanted.nodes.get(name)]

@@ -24,6 +24,7 @@ from dagrun.flowfile.source import MAX_PROBLEMS, Tree, Value, parse
 
 Path = tuple[str | int, ...]
 Locate = Callable[[Fault], Problem]
+_NODE_KEY = {"modify": "set", "retry": "set", "fallback": "with"}  # where an operation has the keys of its node
 
 
 class Written(NamedTuple):
@@ -48,12 +49,15 @@ class FilePatch:
     warnings: tuple[Problem, ...] = ()
 
     def problem(self, fault: Fault) -> Problem:
-        """A fault of the core (`("operations", k, key)`) at its place in the text."""
+        """A fault of the core (`("operations", k, key)`, a node's under `node`) at its place in the text."""
         path = fault.path
         if len(path) > 1 and path[0] == "operations" and isinstance(path[1], int) and path[1] < len(self.sources):
             source = self.sources[path[1]]
             kind = next(iter(source.value)) if isinstance(source.value, dict) else ""
-            return source.locate(fault._replace(path=(*source.path, kind, *path[2:])))
+            inside = path[2:]
+            if inside[:1] == ("node",):
+                inside = (_NODE_KEY.get(kind, "node"), *inside[1:])
+            return source.locate(fault._replace(path=(*source.path, kind, *inside)))
         return self.locate(fault)
 
 

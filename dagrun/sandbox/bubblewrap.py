@@ -47,7 +47,9 @@ class Bubblewrap:
     def __init__(self, exempt: Callable[[int], None], proxy: NetProxy | None = None, path: str | None = None) -> None:
         self._exempt = exempt
         self._proxy = proxy
-        self._path = path if path is not None else find_program("bwrap", os.environ.get("PATH", os.defpath)) or ""
+        found = path if path is not None else find_program("bwrap", os.environ.get("PATH", os.defpath)) or ""
+        # Without links: what is tried now is what is run later, whatever becomes of a link on the PATH.
+        self._path = os.path.realpath(found) if found else ""
         self._user = os.getuid() != 0
         self._fresh_proc = True
         self._proved: Mapping[Guarantee, str] | None = None
@@ -113,7 +115,8 @@ class Bubblewrap:
         if spec.bounds.pids is not None and self._user:
             # Root's processes are not counted: it needs control groups, or was refused before.
             most = spec.bounds.pids + _OWN_PROCESSES
-            line += ["prlimit", f"--nproc={most}:{most}", "--"]
+            # By its place: the PATH of the command may begin with a folder that a node could write.
+            line += [find_program("prlimit", os.defpath) or "prlimit", f"--nproc={most}:{most}", "--"]
         env = {**spec.env, "HOME": private.home, "TMPDIR": private.tmp}
         if isinstance(spec.network, tuple):
             from dagrun.sandbox.netproxy import proxy_environment

@@ -23,10 +23,10 @@ _COVER_BYTES = 1 << 16
 _ETC = (
     "ld.so.cache ld.so.conf ld.so.conf.d alternatives ssl/certs ssl/openssl.cnf ssl/cert.pem ca-certificates"
     " pki/tls/certs pki/tls/cert.pem pki/tls/openssl.cnf pki/ca-trust crypto-policies passwd group nsswitch.conf"
-    " localtime timezone mime.types protocols services terminfo fonts os-release python3 perl java java-11-openjdk"
+    " localtime timezone mime.types terminfo fonts os-release python3 perl java java-11-openjdk"
     " java-17-openjdk java-21-openjdk java-25-openjdk maven"
 ).split()
-_ETC_NETWORK = ("resolv.conf", "hosts", "host.conf", "gai.conf")
+_ETC_NETWORK = ("resolv.conf", "hosts", "host.conf", "gai.conf", "protocols", "services")
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _MORE = ("/nix/store",)
 _NO_HOME = ("/usr", "/etc", "/proc", "/sys", "/dev", "/nix", "/run", *(f"/{name}" for name in _TOP))

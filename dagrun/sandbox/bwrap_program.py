@@ -37,7 +37,7 @@ def missing_program(spec: Spec, grants: Grants) -> str:
             return ""
         shut = shut or file
     if shut:
-        _refuse(name, shut)
+        _refuse(name, shut, grants)
     if "/" in name:
         file = os.path.join(cwd, name)
         why = "is a directory" if os.path.isdir(file) else "not executable (chmod +x it?)"
@@ -69,11 +69,13 @@ def _check_interpreter(file: str, grants: Grants) -> None:
         return
     interpreter = os.fsdecode(words[0])
     if os.access(interpreter, os.X_OK) and not _seen(interpreter, grants):
-        _refuse(f"{os.path.basename(file)}: its interpreter {interpreter}", interpreter)
+        _refuse(f"{os.path.basename(file)}: its interpreter {interpreter}", interpreter, grants)
 
 
-def _refuse(name: str, file: str) -> None:
+def _refuse(name: str, file: str, grants: Grants) -> None:
     target = real(file)
+    if grants.covered(target):
+        raise Refused(f"{name}: it is at {target}, which is hidden", "take it out of permissions.paths.deny")
     folder = os.path.dirname(target)
     if os.path.basename(folder) in ("bin", "sbin"):
         folder = os.path.dirname(folder)

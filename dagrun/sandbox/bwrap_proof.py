@@ -60,11 +60,24 @@ def fault_of(path: str) -> str:
         found = os.stat(real)
         if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return f"{real} is not trusted: it must belong to root, and only root may write it"
+        if folder := _open_folder(real):
+            return f"{real} is not trusted: others than root can put another file there, as they may write {folder}"
         text = canary.output_of((real, "--help"))
     except OSError as error:
         return f"{path} can't be run: {error.strerror}"
     lacks = [option for option in _OPTIONS if option not in text]
     return f"{real} is too old: it has no {', '.join(lacks)}" if lacks else ""
+
+
+def _open_folder(path: str) -> str:
+    """The first folder above `path` in which others than root can replace what leads to it, "" if there is none."""
+    while path != "/":
+        inner, path = os.stat(path), os.path.dirname(path)
+        found = os.stat(path)
+        sticky = found.st_mode & stat.S_ISVTX and inner.st_uid == 0
+        if found.st_uid != 0 or (found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky):
+            return path
+    return ""
 
 
 def proof_of(wall: Wall, retry: Callable[[], bool], lists: Callable[[int], str] | None) -> Proof:

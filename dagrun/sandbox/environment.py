@@ -64,7 +64,8 @@ def allow_list_environment(
     """What of the caller's environment reaches a command that is confined: a list of names, and `pass_env`.
 
     `system` False leaves out the list too (a container has its own). HOME and TMPDIR are not in it,
-    as they become private folders. Variables of the loader never are, not even by `pass_env`.
+    as they become private folders. Variables of the loader and keys never are, not even by
+    `pass_env`: a key enters a sandbox as a declared secret of its node, or not at all.
     """
     hidden = frozenset(secrets_named)
     patterns = tuple(pass_env)
@@ -75,6 +76,7 @@ def allow_list_environment(
         and name not in hidden
         and not name.startswith(_OWN)
         and not is_loader(name)
+        and not is_credential(name)
         and _NAME.fullmatch(name)
     }
 

@@ -378,12 +378,16 @@ def _protect(found: Grants, spec: Spec, project: str) -> None:
     bases = [project, *(root.path for root in found.roots if root.write and root.folder)]
     for base in dict.fromkeys(bases):
         protection.add(base, PROTECTED)
+        protection.add_git(base)
         repository, dot_git, _ = base.rpartition("/.git")
         if dot_git and f"{base}/".startswith(f"{repository}/.git/"):
             protection.add(repository, PROTECTED)
+            protection.add_git(repository)
+    held = spec.read is not None
+    protection.add_repositories(bases[1:] if held else [project])
     for path in (*spec.protected, f"{project}/skills"):
         protection.add_path(path)
     for cover in found.covers:
-        if cover.hidden:
-            protection.pin(cover.path)
+        # With a folder above it renamed, what it covers would lie open for whoever comes next.
+        protection.pin(cover.path)
     protection.forget([cover.path for cover in found.covers])

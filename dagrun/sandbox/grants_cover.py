@@ -93,9 +93,11 @@ class Covers:
     def keys(self, root: str, fd: int) -> None:
         """Files with keys directly inside the granted folder `root`, unless a grant names them."""
         entries = names_in(fd)
-        names = _FIXED_KEYS if entries is None else [entry.name for entry in entries]
+        names = (*_FIXED_KEYS, ".dagrun") if entries is None else [entry.name for entry in entries]
         for name in names:
             path = f"{root.rstrip('/')}/{name}"
+            if name == ".dagrun":  # of another project: nobody's journal is for a node
+                self.hide([path])
             if is_key(name) and path not in self.roots:
                 self._add(path)
                 self._add(real(path), unless_root=True)

@@ -9,6 +9,7 @@ afterwards, and moved aside. Knows no back end.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,7 +23,13 @@ PROTECTED = (
     *".bashrc .bash_profile .bash_login .profile .kshrc .zshrc .zshenv .zprofile .zlogin".split(),
     *".gitconfig .inputrc .ripgreprc .exrc .vimrc .nvimrc".split(),
 )
+_GIT = tuple(name for name in PROTECTED if name.startswith(".git/"))
+MAX_LOOKED_AT = 20_000  # entries of write grants among which repositories are looked for, the shallow ones first
+MAX_REPOSITORIES = 64  # each is some mounts
 _ASIDE = "quarantine"
+_MOST_CONFIG = 1 << 18
+_SECTION = re.compile(r"\s*\[\s*([A-Za-z0-9.-]+)")
+_PATH = re.compile(r'\s*(?:\[[^\]]*\])?\s*(hookspath|attributesfile|path)\s*=\s*"?([^"#;\n]+)', re.IGNORECASE)
 
 
 class Bound(NamedTuple):
@@ -60,10 +67,36 @@ class Protection:
 
     def add_path(self, path: str) -> None:
         """Protect one absolute path, spelt as it is and as what it leads to."""
+        self._keep_links(path)
         folder = real(os.path.dirname(path))
         for spelt in dict.fromkeys((f"{folder.rstrip('/')}/{os.path.basename(path)}", real(path))):
             if root := self._root_of(spelt):
                 self._protect(root, spelt)
+
+    def add_git(self, base: str) -> None:
+        """Protect what git would run from elsewhere for the repository at `base`, by its own configuration."""
+        for path in named_by_git(base):
+            self.add_path(path)
+
+    def add_repositories(self, roots: Iterable[str]) -> None:
+        """Protect what git would run in the repositories further down in write grants."""
+        for base in repositories_below(roots):
+            self.add(base, _GIT)
+            self.add_git(base)
+
+    def _keep_links(self, path: str) -> None:
+        """Links among the folders above `path` must stay what they are, or it would be another file tomorrow."""
+        at = "/"
+        for part in path.split("/")[1:-1]:
+            spelt = f"{at.rstrip('/')}/{part}"
+            root = self._root_of(spelt) if os.path.islink(spelt) else ""
+            if root and spelt != root:
+                folder, name = self._descend(root, spelt)
+                try:
+                    self._watch(folder, name, os.readlink(name, dir_fd=self._folder(folder)))
+                except OSError:
+                    pass  # it went away just now
+            at = real(spelt)
 
     def pin(self, path: str) -> None:
         """Keep the folders above `path` where they are: something is mounted there."""
@@ -180,6 +213,95 @@ class Protection:
         for absent in self._watched.values():
             os.close(absent.fd)
         self._watched.clear()
+
+
+def repositories_below(roots: Iterable[str]) -> list[str]:
+    """The folders with a `.git` at any depth below `roots`, no link followed; the shallow ones when there are many.
+
+    At most MAX_REPOSITORIES, among the first MAX_LOOKED_AT entries: a larger tree is a declared gap.
+    """
+    found: list[str] = []
+    queue = [root.rstrip("/") for root in roots]
+    left = MAX_LOOKED_AT
+    for folder in queue:
+        try:
+            with os.scandir(folder or "/") as entries:
+                for entry in entries:
+                    left -= 1
+                    if entry.name == ".git":
+                        found.append(folder)
+                    elif entry.name != ".dagrun" and entry.is_dir(follow_symlinks=False):
+                        queue.append(entry.path)
+        except OSError:
+            continue
+        if left < 0 or len(found) >= MAX_REPOSITORIES:
+            break
+    return found
+
+
+def named_by_git(base: str) -> list[str]:
+    """Absolute paths that decide what git runs in the repository at `base`, beside those of PROTECTED.
+
+    Hooks kept in the tree, attributes and configuration that are included, where its other worktrees
+    look for theirs, and the folder that a `.git` file leads to.
+    """
+    git = f"{base.rstrip('/')}/.git"
+    found: list[str] = []
+    if not os.path.isdir(git):
+        lead = _text(git).removeprefix("gitdir:").strip()
+        if not lead:
+            return []
+        git = os.path.normpath(os.path.join(base, lead))
+        common = os.path.normpath(os.path.join(git, _text(f"{git}/commondir").strip()))
+        found += [f"{git}/{name}" for name in ("commondir", "gitdir", "config.worktree", "hooks", "config")]
+        found += [f"{common}/{name}" for name in ("hooks", "config", "info/attributes")] if common != git else []
+        configs = [f"{common}/config", f"{git}/config.worktree"]
+    else:
+        for tree in _names(f"{git}/worktrees"):
+            found += [f"{git}/worktrees/{tree}/{name}" for name in ("commondir", "gitdir", "config.worktree")]
+        configs = [f"{git}/config", f"{git}/config.worktree"]
+    for config in configs:
+        found += _named_in(config, base)
+    return found
+
+
+def _named_in(config: str, base: str) -> list[str]:
+    """The paths that a file of git's configuration names: hooks (from `base` on), attributes, other files."""
+    found: list[str] = []
+    section = ""
+    for line in _text(config).splitlines():
+        head = _SECTION.match(line)
+        section = head[1].lower() if head else section
+        value = _PATH.match(line)
+        if value is None or (value[1].lower() == "path" and not section.startswith("include")):
+            continue
+        name = os.path.expanduser(value[2].strip())
+        start = os.path.dirname(config) if value[1].lower() == "path" else base
+        if "\0" not in name:
+            found.append(os.path.normpath(os.path.join(start, name)))
+    return found
+
+
+def _text(path: str) -> str:
+    """The beginning of a regular file, "" if it is none. Never waits for a pipe."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return ""
+    try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return os.read(fd, _MOST_CONFIG).decode("utf-8", "replace") if regular else ""
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _opened(path: str) -> int | None:

@@ -74,6 +74,21 @@ class LogPool:
         """Bytes that the attempt wrote so far to both files."""
         return os.fstat(slot.out_fd).st_size + os.fstat(slot.err_fd).st_size
 
+    def take_back(self, slot: Slot, most: int) -> int:
+        """Bytes that the attempt wrote; its files, with which it could do what it liked, are ours to read again.
+
+        One that is mostly a hole is cut to `most` bytes: it would keep its readers busy for hours.
+        """
+        written = 0
+        for fd in (slot.out_fd, slot.err_fd):
+            found = os.fstat(fd)
+            written += found.st_size
+            if found.st_size:
+                os.fchmod(fd, 0o600)
+            if found.st_size > most and found.st_blocks * 512 < found.st_size // 2:
+                os.ftruncate(fd, most)
+        return written
+
     def tail(self, slot: Slot, n: int, stream: Stream = "out") -> bytes:
         """The last `n` bytes that the attempt wrote to one stream."""
         fd = slot.out_fd if stream == "out" else slot.err_fd

@@ -7,7 +7,7 @@ how to get those that no back end proved. Knows the back ends by name only.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,13 +95,29 @@ def told(missing: Missing) -> str:
 
 
 def reasons(lacks: Mapping[Guarantee, str]) -> str:
-    """`why (a, b, c); other why (d)`."""
+    """`why (a, b, c); other why (d)`; one reason for many needs no list of them."""
     by_why: dict[str, list[str]] = {}
     for name, why in lacks.items():
         by_why.setdefault(why, []).append(name)
+    if len(by_why) == 1 and len(lacks) > _FEW:
+        return next(iter(by_why))
     return "; ".join([f"{why} ({', '.join(names)})" for why, names in by_why.items()])
 
 
+def hint_of(missing: Sequence[Missing]) -> str:
+    """What to do about all of it, each step once; what to accept is one list, as it has to be typed."""
+    steps = dict.fromkeys(step for lack in missing for step in lack.hint.split(_NEXT))
+    accepted = {name for step in steps if step.startswith(_ACCEPT) for name in step[len(_ACCEPT) :].split(",")}
+    made = [step for step in steps if step != _DOCTOR and not step.startswith(_ACCEPT)]
+    if accepted:
+        made.append(_ACCEPT + ",".join(name for name in GUARANTEES if name in accepted))
+    return _NEXT.join([*made, _DOCTOR] if _DOCTOR in steps else made)
+
+
+_FEW = 5
+_NEXT = "; "
+_ACCEPT = "to go without, for you alone to say: --accept-missing "
+_DOCTOR = "what holds here: dagrun doctor"
 _INSTALL: Mapping[str, str] = {
     "bubblewrap": "install bubblewrap: apt install bubblewrap, or dnf install bubblewrap",
     "docker": "install Docker or Podman and let this user reach it: apt install docker.io, or apt install podman",
@@ -110,6 +126,7 @@ _NAMESPACES = (
     "let this user make namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000;"
     " on Ubuntu also an AppArmor profile for bwrap, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 )
+_HOSTS = "write network: none or any for a container, or isolation: process, where a list of hosts is held"
 _GROUPS = (
     "give dagrun control groups: run it as root, or in a unit of its own:"
     " systemd-run --user --scope -p Delegate=yes -- …; or take the limit out"
@@ -117,24 +134,31 @@ _GROUPS = (
 
 
 def remedy(
-    need: Need, tried: Sequence[tuple[str, Mapping[Guarantee, str]]], best: Mapping[Guarantee, str]
+    need: Need,
+    tried: Sequence[tuple[str, Mapping[Guarantee, str]]],
+    best: Mapping[Guarantee, str],
+    accepted: Collection[Guarantee] = (),
 ) -> str:
-    """What to do to get what is lacking."""
+    """What to do to get what is lacking; `accepted` is what the user does without already."""
     if best.keys() <= LIMITS:
         return _GROUPS
+    if need.level == "container" and best.keys() == {"net.allowlist"}:
+        return _HOSTS
     ways: list[str] = []
     for name, lacks in tried:
         if name == "bubblewrap":
             there = any(os.access(f"{folder}/bwrap", os.X_OK) for folder in os.get_exec_path())
             if not there:
                 ways.append(_INSTALL[name])
+            elif any("not trusted" in why and "/usr/bin/bwrap" not in why for why in lacks.values()):
+                ways.append("let the system's own bwrap be the first on the PATH: /usr/bin/bwrap")
             elif any("namespace" in why for why in lacks.values()):
                 ways.append(_NAMESPACES)
         elif name in _INSTALL:
             ways.append(_INSTALL[name])
     if len(best) < len(need.required - LIMITS):
-        ways.append(f"to go without, for you alone to say: --accept-missing {','.join(best)}")
-    return "; ".join([*ways, "what holds here: dagrun doctor"])
+        ways.append(_ACCEPT + ",".join(name for name in GUARANTEES if name in best or name in accepted))
+    return _NEXT.join([*ways, _DOCTOR])
 
 
 def pull_hint(need: Need) -> str:

@@ -178,7 +178,7 @@ class Walls:
     def _missing(self, need: Need, tried: Sequence[tuple[Wall | None, dict[Guarantee, str]]]) -> Missing:
         best = min((lacks for _, lacks in tried), key=len, default=dict.fromkeys(need.required, ""))
         why = tuple([f"{wall.name + ': ' if wall else ''}{reasons(lacks)}" for wall, lacks in tried])
-        hint = remedy(need, [(wall.name if wall else "", lacks) for wall, lacks in tried], best)
+        hint = remedy(need, [(wall.name if wall else "", lacks) for wall, lacks in tried], best, self.accepted)
         return Missing(nodes=(), level=need.level, lacks=tuple(best), why=why, hint=hint)
 
     # ------------------------------------------------------------ an attempt
@@ -188,7 +188,7 @@ class Walls:
         need = need_of(spec)
         wall = self._choose(need)
         if isinstance(wall, Missing):
-            raise Refused(told(replace(wall, nodes=(spec.node,))), wall.hint)
+            raise Refused("; ".join(told(replace(wall, nodes=(spec.node,))).split("\n    ")), wall.hint)
         around = self._around(wall, spec.bounds)
         if wall is None:
             inner = Launch(argv=spec.argv, env=spec.env, cwd=spec.cwd, script=spec.script)

@@ -7,7 +7,8 @@ pipe when the watchdog is gone, and then has to end by itself (`kill_everything`
 
 Knows nothing of runs but an id to print. Invariants: the fork happens before anything was printed
 and before any thread was started; no signal that the caller had set to ignored (nohup, `&`) comes
-through; no KeyboardInterrupt exists after `run_under_watchdog` has begun; until the engine has told
+through; no KeyboardInterrupt exists after `run_under_watchdog` has begun; no other process of this
+user reads its memory or environment, where the caller's secrets are; until the engine has told
 its run a signal ends it at once, since nobody reads the pipe while a workflow is read and checked.
 """
 
@@ -138,6 +139,9 @@ def run_under_watchdog(main: Callable[[EngineSide], int]) -> int:
         os.close(signals_write)
         os.close(run_read)
         _be_engine(main, signals_read, run_write, old - blocked)
+    # Its environment is the caller's, and it can't know whether a workflow declares secrets in it.
+    # After the fork: the engine decides for itself.
+    procs.hide_memory()
     os.close(signals_read)
     os.close(run_write)
     _let_go_of_stdio()

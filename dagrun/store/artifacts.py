@@ -31,6 +31,8 @@ Opener: TypeAlias = "Callable[[str, str], int | None]"
 
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
+# A copy fills its holes: one command could fill the disk without writing anything.
+_LARGE, _HOLLOW = 1 << 30, 64
 _WILD = re.compile(r"[*?[]")
 
 
@@ -143,6 +145,8 @@ def copy_in(path: str, base_dir: str, store: str, reach: Opener | None = None) -
     temp = f"{store}/.{os.getpid()}.tmp"
     try:
         found = os.fstat(source)
+        if found.st_size > _LARGE and found.st_blocks * 512 < found.st_size // _HOLLOW:
+            raise OutputError(f"artifact {path!r} says it has {found.st_size} bytes, and almost all of it is a hole")
         target = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             _copy(source, target, path)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _BEAT_NODES = 5
 _NAME_MIN, _NAME_MAX = 12, 32
+_WORDS = {Outcome.TIMED_OUT: "TIMEOUT", Outcome.OVER_LIMIT: "LIMIT", Outcome.DENIED: "DENIED"}
 
 
 class LineLog:
@@ -164,7 +165,9 @@ class LineLog:
             return "fail", f"{why}; trying its on_failure" if node.on_failure else why, "yellow"
         if node.continue_on_error:
             return "fail", f"{why} (continue_on_error)", "yellow"
-        word = "TIMEOUT" if event.outcome is Outcome.TIMED_OUT else "FAIL"
+        word = _WORDS.get(event.outcome, "FAIL")
+        if event.outcome is Outcome.DENIED:  # it may never have run: all there is to see is why
+            return word, f"{clean(cause(event, node))}  dagrun plan {state.created.run_id} --permissions", "bad"
         return word, f"{why}  dagrun logs {state.created.run_id} {node.id}", "bad"
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagrun.core.ceiling import stand_in
+from dagrun.core.ceiling import stand_ins
 from dagrun.core.lattice import effective, explain
 from dagrun.core.names import Json
 from dagrun.core.permissions import Effective, Isolation
 from dagrun.core.workflow import Docker, docker_of
-from dagrun.view.text import PLAIN, Look, cells, clean, plural
+from dagrun.view.text import PLAIN, Look, clean, folded, plural
 
 if TYPE_CHECKING:
     from dagrun.core.plan import Plan
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _NAMES = 60  # more of one group are only counted, on a terminal
 _COLUMN = 12
-_NARROWEST = 16
-_DEEPEST = 20  # fallbacks of fallbacks
 
 
 class Subject(NamedTuple):
@@ -59,16 +57,10 @@ def subjects(plan: Plan) -> Iterator[Subject]:
 
 def _stand_ins(flow: Workflow, node: Node) -> Iterator[Subject]:
     """The fallbacks of a node as they would run in its place; a template that loses nothing is not repeated."""
-    for _ in range(_DEEPEST):
-        wanted = node.on_failure
-        own = None if wanted is None else flow.templates.get(wanted.fallback) or wanted.fallback_node
-        if wanted is None or own is None:
-            return
-        after = stand_in(flow.permissions, node, own)
-        if not wanted.fallback or after != own:
-            yield Subject(after, f"if {node.id} fails")
-        if wanted.fallback:  # the template's own fallbacks follow it where it is declared
-            return
+    for own, after in stand_ins(flow, node):
+        if node.on_failure is not None and node.on_failure.fallback and after == own:
+            return  # the template and its own fallbacks are shown where it is declared
+        yield Subject(after, f"if {node.id} fails")
         node = after
 
 
@@ -145,12 +137,12 @@ def permissions_text(plan: Plan, *, width: int | None, look: Look = PLAIN) -> st
     made = groups(plan)
     count = len(plan.ids) - len(plan.removed)
     told = f"{plural(count, 'node')}, {plural(len(made), 'set')} of permissions"
-    lines = _folded("", [clean(plan.workflow.name), "", *told.split(" ")], width)
+    lines = folded("", [clean(plan.workflow.name), "", *told.split(" ")], width)
     for group in made:
         lines += ["", *_names(group, width, look)]
         for key, text, why in group.rights:
             words = clean(f"{text} ({why})" if why else text).split(" ")
-            lines += _folded(f"  {clean(key).ljust(_COLUMN)} ", words, width)
+            lines += folded(f"  {clean(key).ljust(_COLUMN)} ", words, width)
     return "\n".join(lines) + "\n"
 
 
@@ -160,34 +152,7 @@ def _names(group: Group, width: int | None, look: Look) -> list[str]:
     if len(shown) < len(group.subjects):
         names.append(f"and {len(group.subjects) - len(shown):,} more")
     words = [word for part in [*[f"{n}," for n in names[:-1]], names[-1]] for word in part.split(" ")]
-    return [look.paint(line, "bold") for line in _folded("", words, width)]
-
-
-def _folded(head: str, words: list[str], width: int | None) -> list[str]:
-    """Words after a head, on as many lines as it takes, the later ones indented below the first word."""
-    indent = " " * cells(head)
-    room = None if width is None else max(_NARROWEST, width - len(indent))
-    lines, line = [], ""
-    for word in [part for w in words for part in _parts(w, room)]:
-        if room is not None and line and cells(line) + 1 + cells(word) > room:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    lines.append(line)
-    return [head + lines[0], *(indent + line for line in lines[1:])]
-
-
-def _parts(word: str, room: int | None) -> list[str]:
-    """A word, or the pieces of one that is wider than the room."""
-    if room is None or cells(word) <= room:
-        return [word]
-    parts = [""]
-    for char in word:
-        if cells(parts[-1] + char) > room:
-            parts.append("")
-        parts[-1] += char
-    return parts
+    return [look.paint(line, "bold") for line in folded("", words, width)]
 
 
 # ---------------------------------------------------------------- JSON

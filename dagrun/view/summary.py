@@ -100,7 +100,11 @@ def _node(
     where = f"   {clean(state.created.file)}:{line}" if line else ""
     sign = look.paint(look.glyphs.failed, "red")
     lines = [f"{sign} {look.paint(node.id, 'bold')}  ({tries}{said}){where}"]
-    lines += _output_lines(read(i) if read else b"", look)
+    from dagrun.view.confined import notes  # patterns that a run without failures has no use for
+
+    output = read(i) if read else b""
+    lines += _output_lines(output, look)
+    lines += notes(state, i, output, look)
     blocked = _blocked(state, i)
     if blocked:
         lines.append(f"  blocks: {blocked}")
@@ -160,9 +164,12 @@ def _hints(state: RunState, status: RunStatus, failed: list[int]) -> list[tuple[
     if status is RunStatus.NEEDS_REVIEW:
         return [("decide", f"dagrun review {run}"), ("see what was done", f"dagrun trace show {run}")]
     if failed:
+        from dagrun.view.confined import ways_on
+
         name = state.plan.ids[failed[0]]
         hints += [
             ("fixed the cause? go on", f"dagrun resume {run}"),
+            *ways_on(state, failed[0]),
             ("see its output", f"dagrun logs {run} {name}"),
             ("see everything", f"dagrun trace show {run} --node {name}"),
         ]

@@ -27,6 +27,7 @@ from dagrun.view.text import (
     cells,
     clean,
     counts_text,
+    folded,
     glyph,
     last_lines,
     pad,
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from dagrun.core.workflow import Node
 
 _TAIL_LINES = 20
+_WARNINGS = 10
 _NARROWEST = 8
+_WHOLE = frozenset(("error", "reason", "confined", "limited", "warning"))  # never cut: they say what to do
 
 
 class Head(NamedTuple):
@@ -106,12 +109,25 @@ def trace_table(
     """A run, a line for each node by wave; ends with a newline."""
     entries = trace_entries(state, wall_now)
     lines = [run_line(state, look, wall_now, status), "", *_entry_lines(entries, look)]
+    lines += _warnings(state, look)
     path = [step.node_id for step in run_critical_path(state)]
     if len(path) > 1:
         shown = path if len(path) <= 12 or look.width is None else [*path[:6], look.glyphs.ellipsis, *path[-5:]]
         text = f"took the time: {' > '.join(shown)}"
         lines += ["", look.cut(text, look.width) if look.width else text]
     return "\n".join(lines) + "\n"
+
+
+def _warnings(state: RunState, look: Look) -> list[str]:
+    """What a person should know of the run, each once."""
+    told = list(dict.fromkeys((w.node, w.text) for w in state.warnings))
+    lines = []
+    for name, text in told[:_WARNINGS]:
+        words = [f"{name}:", *clean(text).split(" ")] if name else clean(text).split(" ")
+        lines += folded("warning: ", words, look.width)
+    if len(told) > _WARNINGS:
+        lines.append(f"and {len(told) - _WARNINGS:,} more warnings: dagrun trace show {state.created.run_id} --json")
+    return ["", *(look.paint(line, "yellow") for line in lines)] if lines else []
 
 
 def failures_table(state: RunState, look: Look = PLAIN, *, wall_now: float | None = None) -> str:
@@ -193,10 +209,14 @@ def node_detail(
     wall_now: float | None = None,
 ) -> str:
     """All that is known of one node. `read(i)` gives the last bytes that it wrote."""
+    from dagrun.view.confined import held_to, warnings_of
+
     entry = trace_entry(state, i, wall_now)
     node = state.plan.nodes[i]
     word = look.paint.status(f"{glyph(look.glyphs, entry.status)} {entry.status.value.replace('_', ' ')}", entry.status)
     lines = [f"{look.paint(entry.node_id, 'bold')}  {word}  {clean(state.created.workflow)} {entry.run_id}"]
+    output = read(i) if read else b""
+    held = held_to(state, i, output)
     command = node.run if isinstance(node.run, str) else " ".join(node.run)
     first, _, rest = command.strip().partition("\n")
     facts = {
@@ -211,6 +231,8 @@ def node_detail(
         "needs": _names(state, state.plan.needs[i]),
         "needed by": _names(state, state.plan.dependents[i]),
         "isolation": entry.isolation + (f", held by {entry.sandbox}" if entry.sandbox else ""),
+        **({held.by: held.text} if held else {}),
+        "warning": "; ".join(warnings_of(state, i)),
         "timeout": _timeout(node),
         "output": f"{size(entry.stdout_bytes)} stdout, {size(entry.stderr_bytes)} stderr" if entry.attempts else "",
         "inputs": entry.inputs_digest,
@@ -221,7 +243,7 @@ def node_detail(
         rows = [_attempt_row(a, look) for a in entry.attempts]
         lines += ["", *table(_ATTEMPT, rows, look)]
     lines += _values(state.outputs.get(i, {}), look)
-    shown = last_lines(read(i), _TAIL_LINES) if read else []
+    shown = last_lines(output, _TAIL_LINES)
     if shown:
         width = (look.width or 10_000) - 2
         lines += ["", look.paint(f"last output (all of it: dagrun logs {entry.run_id} {entry.node_id})", "dim")]
@@ -237,7 +259,10 @@ def _timeout(node: Node) -> str:
 
 
 def _fact(name: str, value: str, look: Look) -> str:
-    line = f"  {name.ljust(10)} {clean(value)}"
+    head = f"  {name.ljust(10)} "
+    if name in _WHOLE:
+        return "\n".join(folded(head, clean(value).split(" "), look.width))
+    line = head + clean(value)
     return look.cut(line, look.width) if look.width else line
 
 

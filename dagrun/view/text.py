@@ -25,6 +25,7 @@ _ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 _TAIL = 8192  # no last line worth showing is longer
+_ROOM = 16  # cells: folded text never gets less
 
 
 def clean(text: str) -> str:
@@ -302,3 +303,33 @@ COUNT_WORDS: tuple[tuple[Status, str], ...] = (
 def counts_text(counts: Mapping[Status, int]) -> str:
     """`9 ok, 1 failed, 4 skipped`: what there is of each, nothing for none."""
     return ", ".join(f"{counts[s]:,} {word}" for s, word in COUNT_WORDS if counts.get(s))
+
+
+# ---------------------------------------------------------------- on several lines
+
+
+def folded(head: str, words: list[str], width: int | None) -> list[str]:
+    """Words after a head, on as many lines as it takes, the later ones indented below the first word."""
+    indent = " " * cells(head)
+    room = None if width is None else max(_ROOM, width - len(indent))
+    lines, line = [], ""
+    for word in [part for w in words for part in _parts(w, room)]:
+        if room is not None and line and cells(line) + 1 + cells(word) > room:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    lines.append(line)
+    return [head + lines[0], *(indent + line for line in lines[1:])]
+
+
+def _parts(word: str, room: int | None) -> list[str]:
+    """A word, or the pieces of one that is wider than the room."""
+    if room is None or cells(word) <= room:
+        return [word]
+    parts = [""]
+    for char in word:
+        if cells(parts[-1] + char) > room:
+            parts.append("")
+        parts[-1] += char
+    return parts

@@ -5,7 +5,10 @@ What the other tests see on stderr is checked as they see it (`Space.run`); here
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,3 +66,36 @@ def test_commands_are_found_in_messages() -> None:
         "dagrun init . --force",
     ]
     assert commands_in("  dagrun -C 'a b' resume r7k2") == ["dagrun -C 'a b' resume r7k2"]
+
+
+BOXED = """
+permissions: {{paths: {{read: [src], write: [out]}}}}
+nodes:
+  a:
+    run: {run}
+"""
+
+
+@pytest.mark.skipif(not os.environ.get("CI") and shutil.which("bwrap") is None, reason="needs bubblewrap")
+def test_a_node_that_met_its_walls_is_told_of_them_and_how_to_widen_them(space: Space) -> None:
+    (space.folder / "src").mkdir()
+    (space.folder / "data.txt").write_text("here\n")
+    (space.folder / "boxed.yaml").write_text(BOXED.format(run="cat data.txt"))
+    done = space.run("execute", "boxed.yaml")
+    assert "  confined: of your files it sees src and out (permissions.paths.read)\n" in done.err
+    assert "  confined   of your files it sees src and out" in space.run("trace", "show", "--node", "a").out
+    again = next(line for line in done.err.splitlines() if "gave it more? again" in line).split("dagrun ")[1]
+    assert space.run(*again.split()).code == 1
+    widened = (space.folder / "boxed.yaml").read_text().replace("[src]", "[src, data.txt]")
+    (space.folder / "boxed.yaml").write_text(widened)
+    assert space.run(*again.split()).code == 0
+
+
+def test_a_limit_that_was_reached_is_raised_by_what_the_summary_says(space: Space) -> None:
+    much = "nodes:\n  a: {resources: {file_size: 1M}, run: 'head -c 1500000 /dev/zero > big'}\n"
+    (space.folder / "much.yaml").write_text(much)
+    done = space.run("execute", "much.yaml")
+    assert "file_size" in done.err
+    more = next(line for line in done.err.splitlines() if "more room? try again" in line).split("dagrun ")[1]
+    assert "resources.file_size=2Mi" in more
+    assert space.run(*shlex.split(more), "--yes").code == 0

@@ -185,7 +185,7 @@ def test_tail_is_the_tail(tmp_path_factory: pytest.TempPathFactory, data: bytes,
     path: Path = tmp_path_factory.getbasetemp() / "tail"
     path.write_bytes(data)
     with path.open("rb") as file:
-        got = data[_tail_start(file.fileno(), lines) :]
+        got = data[_tail_start(file.fileno(), lines, len(data)) :]
     whole = [line + b"\n" for line in data.split(b"\n")]
     whole[-1] = whole[-1][:-1]
     if whole[-1] == b"":

@@ -570,3 +570,33 @@ def test_rehearse(space: Space) -> None:
     assert "fetch" in done.out
     assert space.run("rehearse", "workflows/alternative.yaml", "--strict").code == 1
     assert space.run("rehearse", "hello.yaml", "--depth", "2", "--json").json["version"] == 1
+
+
+GUARDED = """
+permissions: {paths: {read: [src]}, network: none}
+nodes:
+  a: {run: "true"}
+"""
+WIDER = """
+operations:
+  - insert:
+      id: b
+      node:
+        permissions: {network: any}
+        run: "true"
+      after: a
+  - modify: {id: a, set: {permissions: {paths: {read: [src, keys]}}}}
+"""
+
+
+def test_a_patch_that_asks_for_more_is_refused_at_its_line(space: Space) -> None:
+    (space.folder / "guarded.yaml").write_text(GUARDED)
+    (space.folder / "wider.yaml").write_text(WIDER)
+    done = space.run("replan", "guarded.yaml", "--patch", "wider.yaml", "--write", "--yes")
+    assert done.code == 3
+    assert "`b` asks for network `any`, but the workflow allows no network\n  --> wider.yaml:6:32\n" in done.err
+    assert "`a` asks to read `keys`, but the workflow allows only `src`\n  --> wider.yaml:9:61\n" in done.err
+    (space.folder / "b.yaml").write_text("id: b\npermissions:\n  network: any\nrun: x\n")
+    done = space.run("replan", "guarded.yaml", "--insert", "b.yaml", "--after", "a", "--write", "--yes")
+    assert (done.code, "  --> b.yaml:3:12\n" in done.err) == (3, True)
+    assert (space.folder / "guarded.yaml").read_text() == GUARDED

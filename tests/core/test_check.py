@@ -107,6 +107,11 @@ def test_an_expression_in_a_shell_string_shows_the_way_by_the_environment() -> N
     assert 'env: {MY_TOPIC: "${{ params.my-topic }}"} and write "$MY_TOPIC"' in found.hint
 
 
+def test_a_secret_in_a_shell_string_is_named_at_the_node_instead() -> None:
+    found = fault(node("a", run="echo ${{ secrets.TOKEN }}"))
+    assert found.hint == 'name it at the node: secrets: [TOKEN] and write "$TOKEN" in the command'
+
+
 def test_an_expression_that_never_ends_in_a_shell_string() -> None:
     found = fault(node("a", run="echo ${{ params"))
     assert (found.code, found.offset, found.length) == ("expression-in-shell", 5, 3)

@@ -371,7 +371,7 @@ def test_a_default_is_no_ceiling_but_a_declared_list_is() -> None:
     found = excess(own, Permissions(paths=Paths(read=("lib",)), network="none"))
     assert [(part.path, part.asked, part.allowed) for part in found] == [
         (("paths", "write", 0), "to write `src/out`", "only `lib`"),
-        (("network",), "for network `any`", "nothing"),
+        (("network",), "for network `any`", "no network"),
     ]
 
 

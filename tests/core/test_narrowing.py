@@ -90,7 +90,7 @@ def test_a_node_may_not_ask_for_more_than_it_has_though_the_run_has_it() -> None
     assert refused(state, node("x", permissions=asks)) == [
         "`x` asks to read `.`, but `maker`, which inserts it, allows only `src`",
         "`x` asks to write `out`, but `maker`, which inserts it, allows nothing",
-        "`x` asks for host `example.com`, but `maker`, which inserts it, allows nothing",
+        "`x` asks for host `example.com`, but `maker`, which inserts it, allows no network",
     ]
     assert inserted(state, node("x", permissions=asks), actor="human").permissions == asks
 

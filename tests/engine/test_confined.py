@@ -346,6 +346,59 @@ def test_the_workflow_file_and_its_patches_can_not_be_written(space: Space) -> N
     assert (space.path / "flows/other").exists()
 
 
+def test_the_schemas_and_patches_that_a_workflow_names_can_not_be_written(space: Space) -> None:
+    named = {
+        "one.json": '{"type": "string"}',
+        "parts/two.json": '{"type": "object"}',
+        "parts/more.yaml": "operations: [{insert: {id: b, after: [a], node: {run: 'true', output_schema: in.json}}}]\n",
+        "parts/in.json": '{"type": "object"}',
+    }
+    for name, text in named.items():
+        space.write(f"flows/{name}", text)
+    space.write(
+        "flows/flow.yaml",
+        """
+        version: 1
+        name: flow
+        nodes:
+          a:
+            run: |
+              for name in one.json parts/two.json parts/more.yaml parts/in.json; do
+                echo evil >> flows/$name && exit 9
+                rm -f flows/$name && exit 9
+              done
+              touch flows/parts/other
+            permissions: {paths: {write: [.]}}
+            outputs: {o: {from: stdout, schema: one.json}}
+            on_failure: {replan: parts/more.yaml}
+          c: {needs: a, run: "true", output_schema: parts/two.json, if: "params.never", continue_on_error: true}
+        params: {never: {type: boolean, default: false}}
+        """,
+    )
+    for _ in range(2):  # read from the file, then from the cache
+        done = space.run("execute", "flows/flow.yaml")
+        assert done.code == 0, (done, space.log("a", stream="err"))
+        assert {name: space.read(f"flows/{name}") for name in named} == named
+    assert (space.path / "flows/parts/other").exists()
+
+
+def test_a_fallback_is_held_as_the_node_whose_place_it_takes(space: Space, tmp_path: Path) -> None:
+    """The template alone asks for nothing that had to be held."""
+    space.flow("""
+        templates: {spare: {run: touch started}}
+        nodes:
+          a:
+            run: "exit 1"
+            permissions: {network: none}
+            on_failure: {fallback: spare}
+    """)
+    only = programs(tmp_path / "bin", "sh", "touch")
+    done = space.execute(env={"PATH": only})
+    assert done.code == 8
+    assert "a-fallback" in done.err
+    assert space.runs() == []
+
+
 @pytest.mark.parametrize("confined", [False, True])
 def test_memory_beyond_its_limit(space: Space, confined: bool) -> None:
     text = f"{sys.executable} -c 'bytearray(300 << 20)'"
@@ -611,6 +664,42 @@ def test_a_secret_as_a_file(space: Space, held: str) -> None:
 
 
 # ---------------------------------------------------------------- an ordinary user
+
+
+SPY = """
+import glob, os
+found = []
+for name in glob.glob("/proc/[0-9]*/environ"):
+    try:
+        data = open(name, "rb").read()
+    except OSError:
+        continue
+    if b"canary-of-the-caller" in data:
+        found.append(open(os.path.dirname(name) + "/cmdline").read().replace(chr(0), " "))
+print(len(found), found)
+"""
+
+
+def test_no_process_of_ours_shows_its_environment_to_others_of_the_user(open_space: Space) -> None:
+    """Watchdog, engine, sandbox and proxy, while a node that names no secret looks at all of them."""
+    space = open_space
+    space.write("spy.py", SPY)
+    (space.path / "out").mkdir()
+    os.mkfifo(space.path / "out/gate")
+    for name in ("out", "out/gate"):
+        os.chown(space.path / name, 65534, 65534)
+    space.flow("""
+        secrets: {KEY: {env: THE_KEY}}
+        nodes:
+          held: {run: read x < out/gate, permissions: {paths: {write: [out]}, network: [example.com]}}
+          spy: {run: 'exec 3> out/gate; /usr/bin/python3 spy.py; echo go >&3'}
+          last: {run: 'test -n "$KEY"', secrets: [KEY], needs: spy}
+    """)
+    done = run_ordinary(space, THE_KEY="canary-of-the-caller")
+    assert done.code == 0, (done, [p.read_text() for p in space.below() if p.suffix == ".err"])
+    assert space.log("spy") == b"0 []\n"
+    control = [*ORDINARY, "THE_KEY=canary-of-the-caller", "/usr/bin/python3", "-c", SPY]
+    assert subprocess.run(control, capture_output=True, check=True).stdout.startswith(b"1 ")
 
 
 def test_an_ordinary_user_is_confined_in_the_same_way(open_space: Space) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from base64 import b64encode, urlsafe_b64encode
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -367,6 +368,71 @@ def test_no_command_line_and_no_environment_of_others_holds_a_secret(den: Space)
     assert argv == []
     assert len(holders) == 1  # the node that names them
     assert leaks(logs[0]) == []
+
+
+TALKS = """
+  talk:
+    ALL
+    run: |
+      echo up; cat secret.txt; printenv A B C | tee /dev/stderr | base64; printf %s "$B" | head -c 15
+      echo up >> marks; read x < gate; echo "$C"; echo end
+"""
+
+
+def test_the_log_of_a_running_node_is_shown_as_far_as_it_is_masked(den: Space) -> None:
+    os.mkfifo(den.path / "gate")
+    flow(den, FLOW + TALKS)
+    process = den.start("execute", "flow.yaml", env=HERE)
+    process.until(lambda: int(den.has_lines("marks")), "the node has written")
+    clean(den.run("logs", "talk", "--raw", env=HERE))
+    follow = den.start("logs", "talk", "-f", env=HERE)
+    told = ("logs talk", "logs talk --err", "logs talk --json", "logs talk --tail 1", "trace show --node talk")
+    process.until(lambda: "*" * 10 in clean(den.run("logs", "talk")).out, "a part is masked")
+    for line in told:
+        done = clean(den.run(*line.split(), env=HERE))
+        assert done.code == 0
+    assert "*" * 10 in den.run("logs", "talk", "--err").out
+    assert FILE[:8] not in clean(den.run("logs", "talk", "--tail", "1", "--out")).out  # half a secret
+    assert den.run("logs", "talk").out.startswith("up\n")
+    assert [p for p in den.below() if leaks(p.read_bytes())] == []
+    with open(den.path / "gate", "w") as gate:
+        gate.write("go\n")
+    assert process.done().code == 0
+    followed = clean(follow.done())
+    assert followed.out.startswith("up\n")
+    assert sorted(followed.out.split()) == sorted(clean(den.run("logs", "talk")).out.split())
+    assert "end" in followed.out
+    assert stored(den) == []
+    assert [p for p in den.below() if "shown" in p.name] == []
+
+
+def test_the_log_of_a_node_without_secrets_is_shown_at_once(den: Space) -> None:
+    os.mkfifo(den.path / "gate")
+    flow(den, "nodes:\n  talk: {run: 'echo up; printf half; echo up >> marks; read x < gate'}\n")
+    process = den.start("execute", "flow.yaml")
+    process.until(lambda: int(den.has_lines("marks")), "the node has written")
+    assert den.run("logs", "talk", "--raw").out == "up\nhalf"
+    assert [p for p in den.below() if "shown" in p.name] == []
+    with open(den.path / "gate", "w") as gate:
+        gate.write("go\n")
+    assert process.done().code == 0
+
+
+def test_the_log_of_a_node_whose_engine_was_killed_is_shown_no_further(den: Space) -> None:
+    os.mkfifo(den.path / "gate")
+    flow(den, FLOW + TALKS)
+    process = den.start("execute", "flow.yaml", env=HERE)
+    process.until(lambda: int(den.has_lines("marks")), "the node has written")
+    os.kill(process.engine(), signal.SIGKILL)
+    assert process.done().code == 137
+    for line in ("logs talk", "logs talk -f", "logs talk --json", "trace show --node talk", "logs talk --err"):
+        clean(den.run(*line.split(), env=HERE))
+    (den.path / "gate").unlink()
+    den.write("gate", "go\n")
+    assert clean(den.run("resume", env=HERE)).code == 0
+    assert stored(den) == []
+    assert [p for p in den.below() if "shown" in p.name] == []
+    tell(den)
 
 
 @pytest.mark.parametrize(

@@ -527,7 +527,6 @@ def plants_a_git_hook_below_a_new_parent(world: World) -> str:
     write=("nested",),
     judge="nested_hook",
     denied=True,
-    gap="git is protected in the project and directly in a granted folder, not in repositories further down",
 )
 def plants_a_git_hook_below_a_new_grandparent(world: World) -> str:
     os.rename("nested/repo", "nested/was")

@@ -275,7 +275,9 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: 
         **rights,
         pids=draw(st.sampled_from([0, 0, 64])),
         file_size=draw(st.sampled_from([0, 0, 1 << 30, 1001])),
-        resources=draw(st.sampled_from([{}, {"cpu": 0.5}, {"cpu": 2, "memory": 3 << 20}, {"memory": 1000, "gpu": 1}])),
+        resources=draw(
+            st.sampled_from([{}, {"cpu": 0.5}, {"cpu": 2, "memory": 3 << 20}, {"memory": 1 << 20, "gpu": 1}])
+        ),
         output_bytes=draw(st.sampled_from([256 << 20, 1 << 20, 1000])),
         estimate_s=draw(st.one_of(st.just(0.0), durations)),
         on_failure=draw(st.one_of(st.none(), _on_failure(name, earlier, depth, as_scope(held)))),

@@ -51,6 +51,7 @@ def test_a_hit_is_equal_to_a_first_read(tmp_path: Path) -> None:
     assert hit(tmp_path)
     assert read(tmp_path) == first
     assert first.warnings, "warnings are kept as well"
+    assert first.workflow.files == ("s.json",)
 
 
 def test_a_hit_speaks_of_the_file_as_it_is_named_now(tmp_path: Path) -> None:

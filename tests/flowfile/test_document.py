@@ -27,7 +27,7 @@ def again(workflow: Workflow, *, long: bool = False) -> Workflow:
     """A workflow, written and read."""
     text = dump_yaml(workflow_to_document(workflow, long=long))
     got = read_workflow_text(text.encode(), "again.yaml", ".", use_cache=False).workflow
-    return replace(got, file=workflow.file, digest=workflow.digest)
+    return replace(got, file=workflow.file, files=workflow.files, digest=workflow.digest)
 
 
 @given(making.workflows())

@@ -29,9 +29,9 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "workflows").glob("*.yaml"))
 
 
 def read(data: bytes) -> Workflow:
-    """A text, checked, without its name and digest."""
+    """A text, checked, without its name, its digest and the files that it names."""
     got = read_workflow_text(data, "f.yaml", ".", use_cache=False).workflow
-    return replace(got, file="", digest="")
+    return replace(got, file="", files=(), digest="")
 
 
 def patch(flow: Flow, text: str) -> FilePatch:

@@ -313,6 +313,7 @@ def top(body: str) -> str:
         (node("isolation: container, docker: {image: a, user: root}"), "bad-value", (1, 68), "1000:1000"),
         (node("isolation: container, docker: {image: a, user: 0}"), "bad-value", (1, 68), "never runs as root"),
         (node("isolation: container, docker: {image: a, user: '00:5'}"), "bad-value", (1, 68), "never runs as root"),
+        (node("isolation: container, docker: {image: a, user: '5:00'}"), "bad-value", (1, 68), "group of root"),
         (node("isolation: container, docker: {image: a, user: -1}"), "bad-value", (1, 68), "no user"),
         (node("isolation: container, docker: {image: a, user: 4294967295}"), "bad-value", (1, 68), "highest"),
         (node("isolation: container, docker: {image: a, privileged: true}"), "unknown-key", (1, 62), "image, pull"),
@@ -325,6 +326,14 @@ def top(body: str) -> str:
         (node("resources: {file_size: lots}"), "bad-value", (1, 44), "512M"),
         (node("resources: {cpu: 0}"), "bad-value", (1, 38), "0.5"),
         (node("resources: {memory: 0}"), "bad-value", (1, 41), "too small"),
+        (node("resources: {memory: 512}"), "bad-value", (1, 41), "write 512M"),
+        (node("resources: {memory: 900K}"), "bad-value", (1, 41), "so little"),
+        (node("resources: {mem: 2}"), "unknown-resource", (1, 38), "did you mean `memory`?"),
+        (node("resources: {gpu: 2}"), "unknown-resource", (1, 38), "limits: {resources: {gpu: 2}}"),
+        (top("permissions: {network: nnone}"), "bad-value", (1, 24), "did you mean `none`?"),
+        (top("permissions: {paths: {read: [~]}}"), "empty-value", (1, 30), "~/data"),
+        (top("secrets: {A: {command: pass show}}"), "bad-value", (1, 24), "a list"),
+        (top("secrets: {A: {comand: [a]}}"), "unknown-key", (1, 15), "`command`"),
         (top("limits: {resources: {pids: 5}}"), "bad-value", (1, 22), "at the node"),
         (top("limits: {resources: {file_size: 5}}"), "bad-value", (1, 22), "at the node"),
         # secrets
@@ -385,6 +394,17 @@ RUN = f"permissions: {{{PATHS}, network: [a.com], cost_budget: 1, tools: [Read]}
 def test_what_only_the_whole_can_tell_has_its_place(text: str, code: str, place: tuple[int, int]) -> None:
     problem = one(text)
     assert (problem.code, (problem.line, problem.column)) == (code, place)
+
+
+def test_hosts_that_no_container_is_held_to_are_a_warning() -> None:
+    boxed = "isolation: container, docker: a"
+    (warning,) = load(node(f"{boxed}, permissions: {{network: [a.com]}}")).warnings
+    assert (warning.code, warning.severity, warning.line, warning.column) == ("not-held", "warning", 1, 68)
+    run = "permissions: {network: [a.com]}\n"
+    (warning,) = load(run + node(boxed)).warnings
+    assert (warning.code, warning.line, warning.column) == ("not-held", 2, 32)
+    assert load(run + node(f"{boxed}, permissions: {{network: none}}")).warnings == ()
+    assert load(run + node("isolation: process")).warnings == ()
 
 
 def test_an_image_that_means_nothing_is_a_warning_unless_it_is_there_for_others() -> None:

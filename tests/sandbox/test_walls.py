@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagrun.sandbox.base import Child, Exit
-from dagrun.sandbox.needs import LIMITS, Missing, Need, need_of, requirements, told
+from dagrun.sandbox.needs import LIMITS, Missing, Need, hint_of, need_of, reasons, remedy, requirements, told
 from dagrun.sandbox.wall import GUARANTEES, Aftermath, Bounds, Guarantee, Launch, Refused, Spec, Wall
 from dagrun.sandbox.walls import BackEnd, Walls
 
@@ -316,3 +316,35 @@ def test_a_need_is_told_without_a_back_end() -> None:
     missing = Missing(nodes=("a",), level="process", lacks=("caps",), why=(), hint="")
     assert told(missing) == "node `a` can't be held at level process: nothing here proves caps"
     assert Need(node="a").required == frozenset()
+
+
+def test_what_to_accept_is_the_whole_list_that_has_to_be_typed() -> None:
+    need = Need(node="a", required=frozenset({"fs.meta", "proc.hide", "caps"}))
+    lacks: dict[Guarantee, str] = {"proc.hide": "no PID namespace"}
+    hint = remedy(need, [("landlock", lacks)], lacks, {"fs.meta"})
+    assert "--accept-missing fs.meta,proc.hide;" in hint
+
+    def lack(hint: str) -> Missing:
+        return Missing(nodes=("a",), level="process", lacks=(), why=(), hint=hint)
+
+    other = remedy(need, [("landlock", lacks)], {"caps": "x"})
+    assert hint_of([lack(hint), lack(hint)]) == hint
+    both = hint_of([lack(f"install it; {hint}"), lack(other)])
+    assert both.startswith("install it; to go without")
+    assert both.endswith("--accept-missing fs.meta,proc.hide,caps; what holds here: dagrun doctor")
+    assert hint_of([lack("get the image")]) == "get the image"
+
+
+def test_a_container_that_lacks_only_the_list_of_hosts_needs_no_installation() -> None:
+    lacks: dict[Guarantee, str] = {"net.allowlist": "not yet"}
+    need = Need(node="a", level="container", required=frozenset({"net.allowlist", "caps"}))
+    hint = remedy(need, [("docker", lacks), ("podman", lacks)], lacks)
+    assert "none or any" in hint
+    assert "install" not in hint
+    assert "accept" not in hint
+
+
+def test_one_reason_for_everything_has_no_list() -> None:
+    assert reasons(dict.fromkeys(GUARANTEES, "bwrap is not installed")) == "bwrap is not installed"
+    assert reasons({"caps": "a", "ipc": "b"}) == "a (caps); b (ipc)"
+    assert reasons({"caps": "a"}) == "a (caps)"

@@ -246,3 +246,18 @@ def test_json_lines() -> None:
         "summary": "caf\xe9",
     }
     assert list(found[3])[:3] == ["at", "run_id", "type"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        (Outcome.DENIED, "DENIED  a             data is not granted  dagrun plan r7k2 --permissions"),
+        (Outcome.OVER_LIMIT, "LIMIT   a             data is not granted in 1.0s  dagrun logs r7k2 a"),
+        (Outcome.TIMED_OUT, "TIMEOUT a             data is not granted in 1.0s  dagrun logs r7k2 a"),
+    ],
+)
+def test_how_a_node_ended_is_the_first_word(outcome: Outcome, line: str) -> None:
+    story = Story([node("a")])
+    log, stream = logged(story)
+    story.start("a").at(1).end("a", outcome, error="data is not granted")
+    assert lines_of(log, story, stream)[-1][9:] == line
