@@ -23,6 +23,7 @@ from dagrun.engine.exchange import remove_exchange
 from dagrun.engine.secrets import as_file
 from dagrun.errors import EnvironmentFault, UsageError
 from dagrun.sandbox.environment import allow_list_environment, base_environment, is_loader
+from dagrun.sandbox.leftovers import SECRETS, SECRETS_FOLDER
 from dagrun.sandbox.needs import Need, hint_of, is_guarantee, need_of, told
 from dagrun.sandbox.wall import GUARANTEES, Bounds, Guarantee, Refused, Spec
 from dagrun.sandbox.walls import Walls
@@ -151,6 +152,7 @@ class Guard:
         self._workflow = workflow
         self._walls = walls
         self._asks: dict[int, tuple[Node, Spec]] = {}  # by identity of the node, which is kept alive by it
+        self._told = False  # the watchdog, of secret files that a kill of the engine would leave
         self._hidden = tuple(dict.fromkeys(_hidden(bench, workflow)))
         self._protected = tuple(dict.fromkeys(_protected(bench, workflow)))
 
@@ -167,6 +169,9 @@ class Guard:
             env = self._environment(node, wanted)
             if wanted.level == "context":
                 _private_folders(folder, env)
+            if node.secret_files and not self._told:
+                self._told = True
+                self._bench.used(SECRETS, self._bench.exchange)
             for name in node.secret_files:
                 env[f"{name}_FILE"] = _write_secret(folder, name, as_file(self._bench.secrets, name))
         except OSError as error:
@@ -250,7 +255,7 @@ def _private_folders(folder: str, env: dict[str, str]) -> None:
 
 def _write_secret(folder: str, name: str, value: bytes) -> str:
     """Write a secret as a file that only its reader may read; its path."""
-    parent = f"{folder}/secrets"
+    parent = f"{folder}/{SECRETS_FOLDER}"
     os.makedirs(parent, mode=0o700, exist_ok=True)
     path = f"{parent}/{name}"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)

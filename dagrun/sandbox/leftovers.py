@@ -1,4 +1,4 @@
-"""What back ends leave outside of the process tree of a killed engine: containers and control groups.
+"""What a killed engine leaves outside of its process tree: containers, control groups, files with secrets.
 
 No signal to a process ends them. Works with no state of the engine, for its watchdog and for the
 next start; what can't be reached has nothing to remove.
@@ -6,16 +6,20 @@ next start; what can't be reached has nothing to remove.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import Final
 
 LIMITS: Final = "limits"
+SECRETS: Final = "secrets"
+SECRETS_FOLDER: Final = "secrets"  # of an attempt, in its folder of the exchange
 ENGINES: Final = ("docker", "podman")
 
 
 def sweep(run_dir: str, kinds: Collection[str]) -> list[str]:
-    """Remove what a dead run left: `kinds` are of LIMITS and ENGINES; the names of the containers.
+    """Remove what a dead run left: `kinds` are of LIMITS, ENGINES and SECRETS; the names of the containers.
 
+    `run_dir` is the folder of the run; with SECRETS it is that of its exchange.
     Call it only when nobody runs the run any more. Takes seconds where a daemon is slow to answer.
     """
     names: list[str] = []
@@ -28,7 +32,21 @@ def sweep(run_dir: str, kinds: Collection[str]) -> list[str]:
         from dagrun.sandbox.ceilings import Ceilings
 
         Ceilings("sweep").sweep()
+    if SECRETS in kinds:
+        _remove_secrets(run_dir)
     return names
+
+
+def _remove_secrets(exchange: str) -> None:
+    """Remove the secret files of every attempt; what can't be removed stays for the next start."""
+    from shutil import rmtree
+
+    try:
+        attempts = os.listdir(exchange)
+    except OSError:
+        return
+    for attempt in attempts:
+        rmtree(os.path.join(exchange, attempt, SECRETS_FOLDER), ignore_errors=True)
 
 
 def _nobody(_pid: int) -> None:

@@ -543,6 +543,25 @@ def test_a_killed_engine_leaves_nothing_and_a_resume_goes_on(space: Space, both:
     assert space.outcomes("a")[0] == "lost"
 
 
+@pytest.mark.parametrize("level", ["process", "none"])
+def test_a_killed_engine_leaves_no_secret_file(space: Space, level: str) -> None:
+    held = CONFINED if level == "process" else ""
+    run = "echo $TOKEN_FILE > out/up; sleep 1000"
+    space.write(
+        "flow.yaml",
+        f"version: 1\nname: flow\n{held}secrets: {{TOKEN: {{env: MY_TOKEN}}}}\n"
+        f"nodes: {{a: {{isolation: {level}, secrets: [{{TOKEN: file}}], run: '{run}'}}}}\n",
+    )
+    (space.path / "out").mkdir(exist_ok=True)
+    process = space.start("execute", "flow.yaml", env={"MY_TOKEN": "canary-in-a-file"})
+    process.until(lambda: space.has_lines("out/up"), "the command is up")
+    file = space.lines("out/up")[0]
+    assert Path(file).read_text() == "canary-in-a-file"
+    os.kill(process.engine(), signal.SIGKILL)
+    assert process.done().code == 137
+    assert not os.path.exists(file)
+
+
 def test_two_interrupts_end_a_sandbox_at_once(space: Space) -> None:
     stay(space, "grace: 30s")
     process = space.start("execute", "flow.yaml")
