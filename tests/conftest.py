@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,7 @@ from tests.images import SHELL, need_image
 settings.register_profile("dagrun", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dagrun")
 
+ROOT = Path(__file__).parents[1]
 _STARTED = pytest.StashKey[int]()
 
 
@@ -25,6 +28,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop the daemon that was started here."""
     docker_daemon.stop(session.config.stash.get(_STARTED, 0))
+
+
+@pytest.fixture(autouse=True)
+def same_folder() -> Iterator[None]:
+    """Every test begins in the project's folder, wherever the one before went."""
+    yield
+    os.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")
