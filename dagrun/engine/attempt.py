@@ -132,6 +132,10 @@ def conclude(
     written = logs.take_back(run.slot, node.output_bytes)
     if written > node.output_bytes and run.ending is None and outcome is not Outcome.DENIED:
         outcome, error, limit = Outcome.OVER_LIMIT, over_output(written, node.output_bytes), "output"
+    if outcome is Outcome.FAILED and node.file_size and _hit_file_size(logs, run.slot):
+        # Python and others ignore SIGXFSZ: only their own words tell that the limit ended them
+        text = f"file_size: a file would have become larger than its limit of {node.file_size} bytes ({error})"
+        outcome, error, limit = Outcome.OVER_LIMIT, text, "file_size"
     outputs: dict[str, Json] = {}
     artifacts: tuple[Json, ...] = ()
     if outcome is Outcome.COMPLETED and (node.outputs or node.output_schema is not None or node.artifacts):
@@ -190,6 +194,10 @@ def _outcome(node: Node, run: Running, exit_: Exit) -> tuple[Outcome, str, str]:
 def over_output(written: int, most: int) -> str:
     """Why an attempt that wrote too much was ended."""
     return f"wrote {written} bytes to stdout and stderr, more than its limit of {most}"
+
+
+def _hit_file_size(logs: LogPool, slot: Slot) -> bool:
+    return b"file too large" in logs.tail(slot, _TAIL_BYTES, "err").lower()
 
 
 def _with_aftermath(

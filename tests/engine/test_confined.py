@@ -543,6 +543,18 @@ def test_a_killed_engine_leaves_nothing_and_a_resume_goes_on(space: Space, both:
     assert space.outcomes("a")[0] == "lost"
 
 
+def test_a_program_that_ignores_the_signal_of_a_file_limit_is_over_it(space: Space) -> None:
+    space.flow("""
+        nodes:
+          a: {run: [/usr/bin/python3, -c, "open('big', 'wb').write(bytes(3 << 20))"], resources: {file_size: 1Mi}}
+          b: {run: "echo File too large >&2; exit 1"}
+    """)
+    assert space.execute().code == 1
+    assert space.outcomes("a") == ["over_limit"]
+    assert space.finish("a").limit == "file_size"
+    assert space.outcomes("b") == ["failed"]
+
+
 @pytest.mark.parametrize("level", ["process", "none"])
 def test_a_killed_engine_leaves_no_secret_file(space: Space, level: str) -> None:
     held = CONFINED if level == "process" else ""
