@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ settings.register_profile("dagrun", deadline=None, suppress_health_check=[Health
 settings.load_profile("dagrun")
 
 ROOT = Path(__file__).parents[1]
+THREADS_END_S = 20.0
 _STARTED = pytest.StashKey[int]()
 
 
@@ -35,6 +38,17 @@ def same_folder() -> Iterator[None]:
     """Every test begins in the project's folder, wherever the one before went."""
     yield
     os.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """A test ends the threads that it started: one that goes on is counted, and closes things, in another test."""
+    before = set(threading.enumerate())
+    yield
+    end = time.monotonic() + THREADS_END_S
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(0.0, end - time.monotonic()))
+        assert not thread.is_alive(), f"the test left a thread behind: {thread}"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ import pytest
 from dagrun.core.event import (
     EVENT_TYPES,
     AttemptFinished,
+    CallEnded,
+    CallReserved,
     EscalationFailed,
     Event,
     PatchAdmitted,
@@ -26,6 +28,7 @@ from dagrun.core.event import (
     ProposalDecided,
     ReviewDecided,
     ReviewRequested,
+    ToolEnded,
     event_type,
 )
 from dagrun.core.names import Outcome
@@ -126,6 +129,43 @@ nodes:
   a: {run: echo a >> ran; echo 5, outputs: {n: {from: stdout}}}
   b: {run: 'echo "b $INPUT_N" >> ran', inputs: {n: nodes.a.n}}
 """
+# An agent that lists the tools of a server, calls one, runs a command, and says what came of it.
+ASKING = """\
+provider: {kind: fake, rules: rules.yaml, prices: {fake/one: {input: "1", output: "10"}}}
+models: {first: [fake/one]}
+permissions: {cost_budget: 1}
+mcp_servers: {sums: {command: [/usr/bin/python3, server.py]}}
+nodes:
+  ask:
+    agent: {prompt: Work, tools: [Bash, mcp__sums__add], mcp: [sums]}
+    permissions: {paths: {read: [.], write: [out]}}
+  last: {inputs: {text: nodes.ask.text}, run: 'echo "$INPUT_TEXT" >> ran'}
+outputs: {all: nodes.ask.text}
+"""
+RULES = """\
+rules:
+  - {turn: 1, tools: [{mcp__sums__add: {a: 2, b: 3}}]}
+  - {turn: 2, last: "5", tools: [{Bash: {command: "echo tool >> out/ran; echo six"}}]}
+  - {turn: 3, last: six, text: five and six}
+"""
+SERVER = """\
+import json, sys
+TOOL = {"name": "add", "inputSchema": {"type": "object", "properties": {"a": {}, "b": {}}}}
+for line in sys.stdin:
+    said = json.loads(line)
+    if "id" in said:
+        given = said.get("params", {})
+        answers = {
+            "initialize": {
+                "protocolVersion": given.get("protocolVersion"),
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "sums", "version": "1"},
+            },
+            "tools/list": {"tools": [TOOL]},
+            "tools/call": {"content": [{"type": "text", "text": str(sum(given.get("arguments", {}).values()))}]},
+        }
+        print(json.dumps({"jsonrpc": "2.0", "id": said["id"], "result": answers[said["method"]]}), flush=True)
+"""
 
 
 class End(NamedTuple):
@@ -220,9 +260,11 @@ def fresh(tmp_path: Path, flow: str) -> Iterator[Space]:
         folder.mkdir()
         space = Space(folder)
         space.flow(flow)
-        yield space
-        space.check()
-        space.close()
+        try:
+            yield space
+            space.check()
+        finally:  # also of the last one, after which nobody asks for more
+            space.close()
 
 
 def every(tmp_path: Path, undisturbed: End, point: str, which: range | tuple[int, ...]) -> int:
@@ -314,6 +356,40 @@ def test_kills_of_the_resume_too(tmp_path: Path, undisturbed: End, n: int) -> No
             kill(space, f"{point}:{n}:kill", "resume", run)
         converges(space, undisturbed, space.events())
         break
+
+
+# ---------------------------------------------------------------- an agent at work
+
+
+def asking(tmp_path: Path) -> Iterator[Space]:
+    for space in fresh(tmp_path, ASKING):
+        space.write("rules.yaml", RULES)
+        space.write("server.py", SERVER)
+        (space.path / "out").mkdir()
+        yield space
+
+
+def test_a_kill_after_every_event_of_an_agent(tmp_path: Path) -> None:
+    spaces = asking(tmp_path)
+    space = next(spaces)
+    assert space.execute().code == 0, space.finish("ask")
+    calm = end_of(space, 0)
+    struck: set[str] = set()
+    for n, space in enumerate(spaces, start=1):
+        before = kill(space, f"engine.after_event:{n}:kill")
+        if before is None:
+            break
+        struck.update(last_types(space))
+        used = {e.number for e in before if isinstance(e, ToolEnded)}
+        ran = space.lines("out/ran")
+        assert end_of(space, go_on(space)) == calm
+        assert space.lines("ran") in (["five and six"], ["five and six"] * 2)
+        assert space.lines("out/ran") == (ran if 2 in used else [*ran, "tool"])
+        kept = sum(isinstance(e, CallEnded) for e in before)
+        cut = sum(isinstance(e, CallReserved) for e in before) - kept
+        assert sum(isinstance(e, CallReserved) and bool(e.scopes) for e in space.events()) == 3 + cut
+    assert struck >= {"tools.listed", "call.reserved", "call.ended", "tool.ended"}
+    struck_events.update(struck)
 
 
 # ---------------------------------------------------------------- a graph that changes while it runs

@@ -497,7 +497,8 @@ def test_a_node_that_closes_its_streams_and_one_that_reads_stdin(space: Space) -
 
 
 def test_a_background_child_that_holds_stdout_does_not_hold_the_node(space: Space) -> None:
-    space.flow("nodes: {a: {run: 'sleep 100 & echo done'}, b: {run: 'true', needs: a}}")
+    asleep = "sleep 100 & until grep -q sleep /proc/$!/comm; do :; done"  # until then it is a shell too
+    space.flow(f"nodes: {{a: {{run: '{asleep}; echo done'}}, b: {{run: 'true', needs: a}}}}")
     assert space.execute().code == 0
     warned = [e for e in space.events() if isinstance(e, Warned)]
     assert warned

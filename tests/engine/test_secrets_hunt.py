@@ -482,17 +482,16 @@ def test_secret_files_are_private_exact_and_gone_afterwards(den: Space) -> None:
 
 
 def test_nothing_is_left_of_the_exchange(den: Space) -> None:
-    before = set(_exchange())
+    """In a temporary folder of its own: that of everybody holds the exchanges of other runs."""
+    temporary = den.path.parent / "temporary"
+    temporary.mkdir()
     den.write("give.py", LEAK + 'print(" ".join(shown()))\n')
-    flow(den, FLOW + "\n  give: {ALL, run: 'env > $DAGRUN_OUTPUT; python3 give.py', outputs: {o: {from: stdout}}}\n")
-    clean(den.execute(env=HERE))
-    for path in set(_exchange()) - before:
-        assert leaks(Path(path).read_bytes()) == []
-
-
-def _exchange() -> list[str]:
-    root = Path(os.environ.get("TMPDIR", "/tmp")) / f"dagrun-{os.getuid()}"
-    return [str(p) for p in root.rglob("*") if p.is_file()] if root.is_dir() else []
+    tell = "env > $DAGRUN_OUTPUT; dirname $DAGRUN_OUTPUT > where"
+    flow(den, FLOW + f"\n  give: {{ALL, run: '{tell}; python3 give.py', outputs: {{o: {{from: stdout}}}}}}\n")
+    assert clean(den.execute(env={**HERE, "TMPDIR": str(temporary)})).code == 0
+    exchange = temporary / f"dagrun-{os.getuid()}"
+    assert den.read("where").startswith(f"{exchange}/{den.last().id}-")
+    assert list(temporary.rglob("*")) == [exchange]
 
 
 def test_a_node_that_a_person_inserts_wants_secrets_that_nobody_wanted(den: Space) -> None:

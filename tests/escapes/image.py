@@ -26,7 +26,7 @@ _WHERE = "import sysconfig, sys; print(sysconfig.get_path('stdlib')); print(sys.
 def image() -> str:
     """The name of the image, built unless it is there. Raises CalledProcessError where Docker does not answer."""
     pythons = sorted({payload_python(), os.path.realpath(sys.executable)})
-    name = f"dagrun-test-escapes:{hashlib.sha256(' '.join([*pythons, *TOOLS, sys.version]).encode()).hexdigest()[:12]}"
+    name = f"dagrun-test-escapes:{hashlib.sha256(' '.join([*pythons, 'python3', *TOOLS, sys.version]).encode()).hexdigest()[:12]}"
     if subprocess.run(["docker", "image", "inspect", name], capture_output=True, timeout=60).returncode == 0:
         return name
     subprocess.run(["docker", "import", "-", name], input=_root(pythons), check=True, capture_output=True, timeout=120)
@@ -45,7 +45,10 @@ def _root(pythons: list[str]) -> bytes:
         entry = tarfile.TarInfo("etc/passwd")
         entry.size, entry.mode = len(passwd), 0o644
         tar.addfile(entry, io.BytesIO(passwd))
-        seen: set[str] = set()
+        link = tarfile.TarInfo("usr/bin/python3")  # what an image for agents has to have
+        link.type, link.linkname = tarfile.SYMTYPE, os.path.realpath(sys.executable)
+        tar.addfile(link)
+        seen: set[str] = {"/usr/bin/python3"}
         for path in _files(pythons):
             if path not in seen:
                 seen.add(path)

@@ -63,6 +63,11 @@ def playing(request: pytest.FixtureRequest) -> Iterator[Playing]:
     made.close()
 
 
+@pytest.fixture
+def no_thread_left() -> None:
+    """The threads that play ahead go on beside the next tests; `playing` ends them with the last."""
+
+
 class Playing:
     """The attempts that this session is to make; those of one test are started when its first one asks."""
 

@@ -88,6 +88,12 @@ def written_pids(path: Path, count: int) -> list[tuple[int, int]]:
     return found
 
 
+def become(pids: list[tuple[int, int]], name: str) -> None:
+    """Wait until each of these is `name`: a shell tells its pid a moment before it is the program that it waits as."""
+    for pid, _ in pids:
+        until(lambda pid=pid: (who := procs.stat(pid)) is not None and who.name == name, f"{pid} is {name}")  # type: ignore[misc]
+
+
 def all_dead(pids: list[tuple[int, int]]) -> bool:
     """Whether none of these processes is alive (waits a moment for those that were just killed)."""
     return not procs.wait_dead(pids, 5.0)

@@ -14,6 +14,7 @@ from dagrun.sandbox import procs
 from dagrun.sandbox.bubblewrap import Bubblewrap
 from dagrun.sandbox.canary_program import TRIED
 from dagrun.sandbox.wall import GUARANTEES, Guarantee
+from tests.sandbox.descriptors import descriptors_kept
 from tests.sandbox.test_bubblewrap import (
     AS_ROOT,
     ROOT,
@@ -80,9 +81,8 @@ def test_a_list_of_hosts_is_held_with_a_proxy() -> None:
 
 
 def test_no_descriptor_is_lost() -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
-    dict(wall(REAL).proved())
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    with descriptors_kept():
+        dict(wall(REAL).proved())
 
 
 @only_root

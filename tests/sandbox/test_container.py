@@ -19,6 +19,7 @@ from tests.images import ABSENT, BARE, need_image
 
 from .conftest import readable, until
 from .container_rig import Rig, ask
+from .descriptors import descriptors_kept
 
 pytestmark = pytest.mark.docker
 MIB = 1024 * 1024
@@ -301,19 +302,17 @@ def test_close_removes_what_could_not_be_removed_before(rig: Rig) -> None:
 
 
 def test_an_attempt_that_was_not_spawned_leaves_nothing(rig: Rig) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    rig.wall.discard(rig.wall.launch(rig.spec("true")))
-    assert len(os.listdir("/proc/self/fd")) == before
+    with descriptors_kept():
+        rig.wall.discard(rig.wall.launch(rig.spec("true")))
     assert not [p for p in (rig.run_dir / "containers").iterdir() if p.name.startswith("dagrun-")]
 
 
 def test_no_descriptor_is_lost(rig: Rig) -> None:
     rig.sh("true")
-    before = len(os.listdir("/proc/self/fd"))
-    rig.sh("true")
-    with pytest.raises(Refused):
-        rig.wall.launch(rig.spec("true", read=("nowhere",)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    with descriptors_kept():
+        rig.sh("true")
+        with pytest.raises(Refused):
+            rig.wall.launch(rig.spec("true", read=("nowhere",)))
 
 
 # ---------------------------------------------------------------- secrets and values

@@ -95,6 +95,8 @@ def world(rig: Rig, tmp_path: Path) -> Iterator[dict[str, str]]:
     rig.plain.exempt(sleeper.pid)
     host = _address()
     yield {"OUTSIDE": str(outside), "HOST": host, "PORT": str(listener.getsockname()[1]), "OUTER": str(sleeper.pid)}
+    listener.shutdown(socket.SHUT_RDWR)  # a close alone leaves the thread waiting for ever
+    thread.join()
     listener.close()
     sleeper.kill()
     sleeper.wait()

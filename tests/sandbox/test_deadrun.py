@@ -14,7 +14,7 @@ import pytest
 from dagrun.sandbox import procs
 from dagrun.sandbox.deadrun import reap_dead_run
 
-from .conftest import all_dead, written_pids
+from .conftest import all_dead, become, written_pids
 
 WAIT = "echo $$ >> pids; exec sleep 1000"
 
@@ -43,10 +43,12 @@ def test_all_of_a_dead_run_dies_and_nothing_else(tmp_path: Path, started: list[s
     (tmp_path / "clear.py").write_text(clear)
     started.append(spawn(tmp_path, f"setsid sh -c '{WAIT}' & {sys.executable} clear.py & {WAIT}", run_dir))
     mine = written_pids(tmp_path / "pids", 3)
+    become(mine, "sleep")
     (tmp_path / "pids").unlink()
     started.append(spawn(tmp_path, WAIT, str(tmp_path / "other")))  # the same short id in another project
     started.append(spawn(tmp_path, WAIT, run_dir, "r7k3"))
     others = written_pids(tmp_path / "pids", 2)
+    become(others, "sleep")
     names = reap_dead_run("r7k2", [], run_dir=run_dir)
     assert names == ["sleep"] * 3
     assert all_dead(mine)
@@ -60,6 +62,7 @@ def test_a_recorded_process_without_cookies_is_found(tmp_path: Path, started: li
         subprocess.Popen(["sh", "-c", f"sh -c '{WAIT}' & {WAIT}"], env=clean, cwd=tmp_path, start_new_session=True)
     )
     pids = written_pids(tmp_path / "pids", 2)
+    become(pids, "sleep")
     main = started[0].pid
     ticks = dict(pids)[main]
     boot = procs.boot_id()

@@ -20,13 +20,13 @@ from dagrun.sandbox.grants_cover import MAX_COVERS
 from dagrun.sandbox.grants_open import Budget, TooMuch, expand, link_in, open_exactly
 from dagrun.sandbox.grants_protect import PROTECTED
 from dagrun.sandbox.wall import Refused, Spec
+from tests.sandbox.descriptors import descriptors_kept
 
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_lost() -> Iterator[None]:
-    before = sorted(os.listdir("/proc/self/fd"))
-    yield
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    with descriptors_kept():
+        yield
 
 
 @pytest.fixture

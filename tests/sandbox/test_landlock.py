@@ -25,6 +25,7 @@ from dagrun.sandbox.landlock import Landlock
 from dagrun.sandbox.wall import GUARANTEES, Aftermath, Bounds, Guarantee, Launch, Refused, Spec
 
 from .conftest import Box, all_dead, written_pids
+from .descriptors import descriptors_kept
 
 HELD: frozenset[Guarantee] = frozenset(
     "fs.read fs.write fs.deny net.none unix ipc proc.signal env fds tty caps kill.tree".split()  # type: ignore[arg-type]
@@ -132,10 +133,10 @@ class Cell:
 @pytest.fixture
 def cell(box: Box, tmp_path: Path) -> Iterator[Cell]:
     (tmp_path / "cell").mkdir()
-    before = os.listdir("/proc/self/fd")
-    yield Cell(box, tmp_path / "cell")
-    assert threading.active_count() == 1
-    assert os.listdir("/proc/self/fd") == before
+    threads = set(threading.enumerate())
+    with descriptors_kept():
+        yield Cell(box, tmp_path / "cell")
+    assert set(threading.enumerate()) <= threads
 
 
 # ---------------------------------------------------------------- files
@@ -274,7 +275,7 @@ def test_no_ipc_of_the_machine(cell: Cell) -> None:
     cell.holds_python(ipc + "i = c.msgget(0, 0o1600); c.msgctl(i, 0, None); sys.exit(i < 0)")
     cell.holds_python(ipc + "i = c.semget(0, 1, 0o1600); c.semctl(i, 0, 0); sys.exit(i < 0)")
     if os.path.isdir("/dev/shm"):
-        cell.holds("echo x >/dev/shm/dagrun-test && rm /dev/shm/dagrun-test")
+        cell.holds("echo x >/dev/shm/dagrun-test.$$ && rm /dev/shm/dagrun-test.$$")
 
 
 # ---------------------------------------------------------------- processes
@@ -360,14 +361,20 @@ def test_no_capability_comes_back(cell: Cell) -> None:
 
 # ---------------------------------------------------------------- the tree
 
+# Its first process stays until the exec has closed the pipe: before, the daemon still has the cookie to be found by.
 DAEMON = """
-import os, time
+import os
+read, write = os.pipe()
 if os.fork():
+    os.close(write)
+    os.read(read, 1)
     os._exit(0)
 os.setsid()
 if os.fork():
     os._exit(0)
-os.closerange(0, 100)
+for fd in range(100):
+    if fd != write:
+        os.closerange(fd, fd + 1)
 fd = os.open({path!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 os.write(fd, b'%d\\n' % os.getpid())
 os.execve('/bin/sleep', ['sleep', '60'], {{}})
@@ -483,7 +490,7 @@ def test_a_terminal_and_shared_memory_stay_shut_without_grants_too(cell: Cell) -
         for more in ({}, {"read": None, "write": (), "deny": ()}):
             cell.holds(f"echo typed >{terminal}", **more)
             if os.path.isdir("/dev/shm"):
-                cell.holds("echo x >/dev/shm/dagrun-test && rm /dev/shm/dagrun-test", **more)
+                cell.holds("echo x >/dev/shm/dagrun-test.$$ && rm /dev/shm/dagrun-test.$$", **more)
             cell.holds('f=/proc/$PPID/oom_score_adj && v=$(cat $f) && echo "$v" >$f', **more)
     finally:
         os.close(master)
@@ -530,14 +537,13 @@ def test_a_program_that_is_not_granted_is_told_where_it_is(cell: Cell) -> None:
 
 
 def test_a_refused_launch_leaves_nothing(cell: Cell) -> None:
-    before = set(os.listdir("/proc/self/fd"))
     every: tuple[dict[str, Any], ...] = ({"write": (".",)}, {"read": ("missing",)}, {"read": ("/proc",)}, {})
     for bad in every:
-        try:
-            cell.wall.discard(cell.wall.launch(cell.spec("true", **bad)))
-        except Refused:
-            pass
-    assert set(os.listdir("/proc/self/fd")) == before
+        with descriptors_kept():
+            try:
+                cell.wall.discard(cell.wall.launch(cell.spec("true", **bad)))
+            except Refused:
+                pass
 
 
 def test_a_launch_that_the_machine_had_no_room_for_is_made_again(cell: Cell) -> None:

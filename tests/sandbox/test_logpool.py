@@ -9,6 +9,8 @@ import pytest
 
 from dagrun.sandbox.logpool import LogPool, recover
 
+from .descriptors import descriptors_kept
+
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
@@ -109,6 +111,7 @@ def test_recover_names_the_files_of_lost_attempts(tmp_path: Path) -> None:
     for slot in (a, b, c):  # a kill -9: the files stay as they are
         os.close(slot.out_fd)
         os.close(slot.err_fd)
+    os.close(pool._folder)
     lost = [(0, "older", 1), (0, "a", 1), (1, "b", 3), (7, "never-wrote", 1)]
     assert recover(str(tmp_path), lost) == ["a.1.out", "b.3.err", "lost-1-slot-2.out"]
     assert names(tmp_path) == ["a.1.out", "b.3.err", "lost-1-slot-2.out"]
@@ -127,21 +130,20 @@ def test_left_bytes_are_never_appended_to(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_left_is_an_error_that_leaks_nothing(tmp_path: Path) -> None:
-    pool = LogPool(str(tmp_path))
-    held = len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    top = os.dup(0)
-    os.close(top)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, hard))  # room for one of the two
-    try:
-        with pytest.raises(OSError, match="Too many open files") as caught:
-            pool.acquire()
-        assert caught.value.errno == errno.EMFILE
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    slot = pool.acquire()
-    assert slot.index == 0
-    pool.release(slot, "a", 1)
-    pool.close()
-    pool.close()
-    assert len(os.listdir("/proc/self/fd")) == held - 1
+    with descriptors_kept():
+        pool = LogPool(str(tmp_path))
+        top = os.dup(0)
+        os.close(top)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, hard))  # room for one of the two
+        try:
+            with pytest.raises(OSError, match="Too many open files") as caught:
+                pool.acquire()
+            assert caught.value.errno == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        slot = pool.acquire()
+        assert slot.index == 0
+        pool.release(slot, "a", 1)
+        pool.close()
+        pool.close()

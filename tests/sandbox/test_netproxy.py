@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,32 +96,40 @@ class Server:
     """An HTTP server outside that says who it is."""
 
     def __init__(self, word: str) -> None:
-        import socket
-
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.sock.getsockname()[1]
         self.reply = f"HTTP/1.1 200 OK\r\nContent-Length: {len(word)}\r\n\r\n{word}".encode()
-        threading.Thread(target=self.run, daemon=True).start()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
 
     def run(self) -> None:
         while True:
             try:
                 client, _ = self.sock.accept()
-                client.recv(65536)
-                client.sendall(self.reply)
-                client.close()
             except OSError:
                 return
+            with client, suppress(OSError):  # one that goes away early ends nothing for the others
+                client.recv(65536)
+                client.sendall(self.reply)
+
+    def close(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.sock.close()
 
 
 @pytest.fixture(scope="module")
-def one() -> Server:
-    return Server("one")
+def one() -> Iterator[Server]:
+    made = Server("one")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
-def two() -> Server:
-    return Server("two")
+def two() -> Iterator[Server]:
+    made = Server("two")
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -70,7 +70,9 @@ class Proxy:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.theirs = theirs
         self.control.settimeout(WAIT_S)
-        self.thread = threading.Thread(target=Relay(theirs).run, daemon=True)
+        self.relay = Relay(theirs)
+        self.others = set(threading.enumerate())
+        self.thread = threading.Thread(target=self.relay.run, daemon=True)
         self.thread.start()
         self.port = 0
 
@@ -98,9 +100,12 @@ class Proxy:
     def close(self) -> None:
         self.order(do="close", key="k")
         self.control.close()
-        self.thread.join(WAIT_S)
-        assert not self.thread.is_alive()
+        for thread in set(threading.enumerate()) - self.others:  # one for each connection
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
         self.theirs.close()
+        for fd in (self.relay._wake_read, self.relay._wake_write):
+            os.close(fd)
 
 
 def everything(client: socket.socket) -> bytes:

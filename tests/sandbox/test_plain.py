@@ -16,6 +16,7 @@ from dagrun.sandbox import procs
 from dagrun.sandbox.base import NOTHING, Exit, Sandbox, SpawnBusy, SpawnFailed
 
 from .conftest import Box
+from .descriptors import descriptors, descriptors_kept
 
 
 def test_exit_codes_and_signals_are_told_apart(box: Box) -> None:
@@ -123,25 +124,24 @@ def test_a_script_without_interpreter_runs_as_in_a_shell(box: Box) -> None:
 
 def test_no_descriptor_left_is_busy_and_leaks_neither_process_nor_descriptor(box: Box) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before = os.listdir("/proc/self/fd")
     taken = []
     first = None
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 20, hard))
-    try:
-        with pytest.raises(OSError, match="Too many"):
-            while True:
-                taken.append(os.dup(0))
-        first = box.spawn("/bin/true", name="a")  # the spare descriptor carries this one
-        with pytest.raises(SpawnBusy) as caught:
-            box.try_spawn("/bin/true", name="b")
-        assert caught.value.errno == errno.EMFILE
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in taken:
-            os.close(fd)
-    assert box.end(first)[0].code == 0
-    assert box.end(box.spawn("/bin/true"))[0].code == 0
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    with descriptors_kept():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors().total() + 20, hard))
+        try:
+            with pytest.raises(OSError, match="Too many"):
+                while True:
+                    taken.append(os.dup(0))
+            first = box.spawn("/bin/true", name="a")  # the spare descriptor carries this one
+            with pytest.raises(SpawnBusy) as caught:
+                box.try_spawn("/bin/true", name="b")
+            assert caught.value.errno == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+        assert box.end(first)[0].code == 0
+        assert box.end(box.spawn("/bin/true"))[0].code == 0
 
 
 def test_no_process_left_is_busy(tmp_path: Path) -> None:
@@ -177,9 +177,8 @@ def test_the_peak_of_a_small_command_is_unknown_and_of_a_big_one_its_own(box: Bo
 
 
 def test_thousands_of_attempts_leak_nothing(box: Box) -> None:
-    before = os.listdir("/proc/self/fd")
-    for _ in range(200):
-        ended, swept = box.end(box.spawn("/bin/true"))
-        assert (ended.code, swept) == (0, NOTHING)
-    assert os.listdir("/proc/self/fd") == before
+    with descriptors_kept():
+        for _ in range(200):
+            ended, swept = box.end(box.spawn("/bin/true"))
+            assert (ended.code, swept) == (0, NOTHING)
     assert Exit(0, None, None, 0)._fields == ("code", "signal", "max_rss_bytes", "cpu_ms")

@@ -12,7 +12,7 @@ import pytest
 
 from dagrun.sandbox import procs
 
-from .conftest import Box, all_dead, readable, until, written_pids
+from .conftest import Box, all_dead, become, readable, until, written_pids
 
 # Tells its pid once it has become what it is going to be, then waits for ever.
 WAIT = "echo $$ >> pids; exec sleep 1000"
@@ -129,6 +129,7 @@ def test_what_was_once_seen_in_a_tree_belongs_to_it(box: Box) -> None:
     other = box.spawn("sleep", "1000", name="other")
     child = box.sh(f"""env -i setsid /bin/sh -c 'trap "" TERM; {WAIT}' & {WAIT}""")
     pids = written_pids(box.folder / "pids", 2)
+    become(pids, "sleep")
     box.plain.terminate(child)
     _, swept = box.end(child)
     assert (swept.names, swept.unattributed) == (("sleep",), 0)

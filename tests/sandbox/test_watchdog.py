@@ -87,7 +87,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-        run.process.wait()
+        run.process.communicate()
 
 
 @pytest.mark.parametrize("code", [0, 3, 130, 255])
@@ -189,7 +189,8 @@ def test_closed_standard_descriptors_do_no_harm(start: Callable[..., Run]) -> No
 
 def test_the_watchdog_holds_neither_stdin_nor_stdout(start: Callable[..., Run]) -> None:
     run = start("wait").up()
-    assert [os.readlink(f"/proc/{run.top}/fd/{fd}") for fd in (0, 1)] == [os.devnull, os.devnull]
+    fds = [f"/proc/{run.top}/fd/{fd}" for fd in (0, 1)]
+    until(lambda: list(map(os.readlink, fds)) == [os.devnull, os.devnull], "the watchdog let go of both")
     os.kill(run.top, signal.SIGQUIT)
     run.end()
 

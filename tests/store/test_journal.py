@@ -30,6 +30,22 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "journal.jsonl")
 
 
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every journal that a test opened is closed after it: a descriptor is no more than a number to the collector."""
+    opened: list[Journal] = []
+    made = Journal.__init__
+
+    def note(self: Journal, path: str, fd: int, *, writable: bool) -> None:
+        made(self, path, fd, writable=writable)
+        opened.append(self)
+
+    monkeypatch.setattr(Journal, "__init__", note)
+    yield
+    for journal in opened:
+        journal.close()
+
+
 def event(n: int) -> str:
     return json.dumps({"type": "tick", "n": n})
 
