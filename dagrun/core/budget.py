@@ -188,6 +188,10 @@ class Ledger:
         """The calls whose reservation is neither settled, released nor kept, in the order they were made."""
         return tuple(self._open)
 
+    def is_open(self, call: CallId) -> bool:
+        """Whether a call is reserved, and neither settled, released nor kept."""
+        return call in self._open
+
     def spent(self, scope: Scope) -> int:
         """What the calls in a scope have cost."""
         return self._accounts[scope].spent if scope in self._accounts else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from dagrun.core.agents import has_default_level
 from dagrun.core.excess import Excess, excess
 from dagrun.core.lattice import as_scope, effective, inherit, meet, rooted
 from dagrun.core.names import NodeId
@@ -25,6 +26,7 @@ def is_plain(workflow: Workflow, node: Node) -> bool:
         node.permissions is None
         and node.isolation == "process"
         and node.docker is None
+        and node.agent is None
         and not node.secret_files
         and workflow.permissions is None
     )
@@ -107,6 +109,8 @@ def beyond(node: Node, scope: Permissions, name: str, at: Place) -> Iterator[Fau
     for part in excess(node.permissions or NO_PERMISSIONS, scope):
         yield _beyond_fault(node.id, part, name, at)
     floor = scope.isolation or "none"
+    if has_default_level(node):
+        return
     if node.isolation in ("none", "context") and _below(node.isolation, floor):
         yield level_fault(node.id, node.isolation, floor, name, at)
 
@@ -137,7 +141,9 @@ def _level_faults(workflow: Workflow, node: Node, at: Place) -> Iterator[Fault]:
     run, own = workflow.permissions or NO_PERMISSIONS, node.permissions or NO_PERMISSIONS
     floor = higher(run.isolation or "none", own.isolation or "none")
     level = higher(node.isolation, floor)
-    if own.isolation is not None and node.isolation in ("none", "context") and _below(node.isolation, own.isolation):
+    if has_default_level(node):
+        level = effective(run, own, node.isolation).isolation  # it gives way
+    elif own.isolation is not None and node.isolation in ("none", "context") and _below(node.isolation, own.isolation):
         yield level_fault(node.id, node.isolation, own.isolation, "its own permissions.isolation", at)
     elif level in ("none", "context"):
         for key in ("paths", "network"):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
+from dagrun.core.agentcheck import agent_faults, workflow_faults
 from dagrun.core.ceiling import fallback_faults, is_plain, permission_faults, unknown_secret
 from dagrun.core.names import Json, NodeId
 from dagrun.core.plan import all_needs, compile_plan, is_bare, near
@@ -28,6 +29,7 @@ _VARIABLE = _Place(frozenset({"params", "inputs", "env", "run"}), secrets=True)
 _VALUE = _Place(frozenset({"params", "env", "run"}))
 _BARE_INPUT = _Place(frozenset({"params", "nodes"}))
 _IF = _Place(frozenset({"params", "inputs", "env", "run", "nodes"}), status_functions=True, secrets=True)
+_REPAIR = _Place(frozenset({"params", "run"}))
 _RESULT = _Place(frozenset({"params", "run", "nodes"}))
 _STATUS_FUNCTIONS = frozenset({"success", "failure", "always", "cancelled"})
 _CEILINGS = ("cpu", "memory", "pids", "file_size", "output")
@@ -46,6 +48,7 @@ def check(workflow: Workflow) -> list[Fault]:
         check_node(workflow, node, faults)
     for node in workflow.templates.values():
         check_template(workflow, node, faults)
+    faults.extend(workflow_faults(workflow))
     for name, text in workflow.outputs.items():
         _check_text(workflow, None, text, ("outputs", name), _RESULT, faults, bare=is_bare(text))
     faults.extend(_check_cycles(workflow))
@@ -63,6 +66,10 @@ def check_node(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
         _check_node(workflow, node, faults)
     if node.run:
         _check_run(workflow, node, faults)
+    if node.agent is not None:
+        _check_text(workflow, node, node.agent.prompt, ("nodes", node.id, "agent", "prompt"), _TEXT, faults)
+    if node.agent is not None or (node.on_failure is not None and node.on_failure.replanner is not None):
+        faults.extend(agent_faults(workflow, node, ("nodes", node.id)))
     if node.review is not None:
         path = ("nodes", node.id, "review", "message")
         _check_text(workflow, node, node.review.message, path, _TEXT, faults)
@@ -78,6 +85,9 @@ def check_template(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
 
 
 def _check_on_failure(workflow: Workflow, node: Node, wanted: OnFailure, faults: list[Fault]) -> None:
+    if wanted.replanner is not None:
+        path = ("nodes", node.id, "on_failure", "replanner", "prompt")
+        _check_text(workflow, node, wanted.replanner.prompt, path, _REPAIR, faults)
     if wanted.fallback and wanted.fallback not in workflow.templates:
         message = f"there is no template `{wanted.fallback}`"
         hint = near(wanted.fallback, workflow.templates)
@@ -264,6 +274,8 @@ def _reference_fault(
             hint = f"declare it: inputs: {{{path[-1]}: {dotted}}} and read inputs.{path[-1]}"
             return f"`{dotted}` can't be read here: a node reads other nodes only through its inputs", hint
         known = ", ".join(sorted(place.contexts))
+        if place is _REPAIR:
+            known += "; what failed, and why, dagrun adds by itself"
         return f"`{root}` can't be read here", f"here you can read {known}"
     if len(path) == 1:
         if root == "nodes":
@@ -300,7 +312,8 @@ def _node_reference_fault(
         return f"`if` reads only the status of a node, not `{'.'.join(path)}`", "declare it under inputs: and read that"
     outputs = workflow.nodes[name].outputs
     if path[2] not in outputs:
-        hint = near(path[2], outputs) or f"declare it there: outputs: {{{path[2]}: {{from: stdout}}}}"
+        source = "schema: {type: string}" if workflow.nodes[name].agent is not None else "from: stdout"
+        hint = near(path[2], outputs) or f"declare it there: outputs: {{{path[2]}: {{{source}}}}}"
         return f"node `{name}` has no output `{path[2]}`", hint
     return None
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 from dagrun.core.event import Event, NodeCancelled, NodeSkipped, RevisionAdopted, StopRequested
-from dagrun.core.names import RunStatus, Status
-from dagrun.core.state import RunState, heap_top, outstanding, succeeded
+from dagrun.core.names import NodeId, Outcome, RunStatus, Status
+from dagrun.core.state import UNASKED, RunState, awaits_answer, heap_top, is_unasked, outstanding, succeeded
+from dagrun.core.workflow import GROUP
 
 EXIT_CODES: Mapping[RunStatus, int] = {
     RunStatus.COMPLETED: 0,
@@ -140,7 +142,7 @@ def _starts(state: RunState, now_m: float, room: Room, effects: list[Effect]) ->
         if not _waits(state, i):
             continue
         taken.append((state.waking, entry))
-        wants = state.plan.nodes[i].resources
+        wants = state.plan.nodes[i].reserves
         if i not in chosen and _fits(wants, used, room):
             chosen.add(i)
             _reserve(wants, used)
@@ -155,7 +157,7 @@ def _starts(state: RunState, now_m: float, room: Room, effects: list[Effect]) ->
         taken.append((heap, entry))
         if entry[1] not in chosen:
             chosen.add(entry[1])
-            _reserve(state.plan.nodes[entry[1]].resources, used)
+            _reserve(state.plan.nodes[entry[1]].reserves, used)
             effects.append(Start(entry[1]))
             free -= 1
     for heap, entry in taken:
@@ -179,7 +181,7 @@ def _best_heap(
 
 def _fits(wants: Mapping[str, float], used: Mapping[str, float], room: Room) -> bool:
     return all(
-        name not in room.resources or used.get(name, 0.0) + amount <= room.resources[name] + 1e-9
+        used.get(name, 0.0) + amount <= (1.0 if name.startswith(GROUP) else room.resources.get(name, inf)) + 1e-9
         for name, amount in wants.items()
     )
 
@@ -194,6 +196,8 @@ def _skip(state: RunState, i: int) -> NodeSkipped:
     plan = state.plan
     if i in state.unselected:
         return NodeSkipped(node=plan.ids[i], reason="selection", text=state.reasons.get(i, ""))
+    if is_unasked(state, i):
+        return NodeSkipped(node=plan.ids[i], reason="condition", text=UNASKED)
     for d in plan.needs[i]:
         status = state.node_status[d]
         if status is Status.FAILED and not plan.nodes[d].continue_on_error:
@@ -227,7 +231,7 @@ def _escalation(state: RunState) -> Escalate | None:
     """The next step of one node whose retries are spent; the next node's turn is when that is done."""
     for i in outstanding(state):
         wanted = state.plan.nodes[i].on_failure
-        if wanted is not None:
+        if wanted is not None and not awaits_answer(state, i):
             return Escalate(i, wanted.steps[state.escalating[i]])
     return None
 
@@ -258,9 +262,29 @@ def _stopped(state: RunState) -> Finish:
 
 
 def _finish(state: RunState) -> Finish:
+    """The end of a run that has nothing left to do. Out of money says more than failed: it goes before it."""
+    if state.failures > 0:
+        short = _out_of_money(state)
+        if short:
+            more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+            reason = f"not enough money left for {', '.join(short[:3])}{more}"
+            return Finish(RunStatus.OVER_BUDGET, EXIT_CODES[RunStatus.OVER_BUDGET], reason)
     failed = state.failures > 0 or state.counts[Status.CANCELLED] > 0
     status = RunStatus.FAILED if failed else RunStatus.COMPLETED
     return Finish(status, EXIT_CODES[status], "")
+
+
+def _out_of_money(state: RunState) -> list[NodeId]:
+    """The nodes that make the run fail because their budget was exhausted. O(nodes that ran), once a run."""
+    return [
+        state.plan.ids[i]
+        for i in dict.fromkeys(state.finished)
+        if state.node_status[i] is Status.FAILED
+        and i not in state.removed
+        and not state.plan.nodes[i].continue_on_error
+        and state.attempts[i]
+        and state.attempts[i][-1].outcome is Outcome.OVER_BUDGET
+    ]
 
 
 def _stuck(state: RunState) -> str:

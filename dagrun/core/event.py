@@ -28,7 +28,8 @@ class RunCreated:
     """A run exists. Always the first event of a journal.
 
     `plan_digest` is the sha256 of `plan.json` beside the journal, synced before this record.
-    `fail` maps a node to the (outcome, attempt) that `--fail` injects; attempt 0 means every one.
+    `fail` maps a node to the (outcome, attempt) that `--fail` injects; attempt 0 means every one. `replay_of`
+    is the run that this one plays again.
     """
 
     format: int
@@ -43,6 +44,7 @@ class RunCreated:
     schedule: str = "waves"
     fail: Mapping[NodeId, list[Json]] = field(default_factory=dict)
     outputs_of: RunId = ""
+    replay_of: RunId = ""
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,11 @@ class NodeAdopted:
 
 @value(frozen=True, slots=True, kw_only=True)
 class NodeStarted:
-    """An attempt is about to be spawned; its logs go to pool slot `slot`, `sandbox` is what confines it."""
+    """An attempt is about to be spawned; its logs go to pool slot `slot`, `sandbox` is what confines it.
+
+    `agent` is what an agent begins with: `model` as wished, `skills` by name with their digests, `tools`,
+    `provider`, and `prices`: those of the models that may be asked, frozen.
+    """
 
     node: NodeId
     attempt: int
@@ -75,6 +81,7 @@ class NodeStarted:
     slot: int = -1
     inputs_digest: str = ""
     sandbox: str = ""
+    agent: Mapping[str, Json] = field(default_factory=dict)
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -137,7 +144,8 @@ class PatchAdmitted:
     `nodes` are new and changed nodes in their compact form, `removed` are out of the graph,
     `skipped` settle without output, `superseded` maps a node to its stand-in, `reset` run again,
     `cancelled` are running and have to end first. `operations` are what the author wrote.
-    `wave` is where the run stood; `undoes` is the revision that this one takes back.
+    `wave` is where the run stood; `undoes` is the revision that this one takes back. `asks` maps a failed
+    node to the replanner that this revision brings for it: the failure is held open until that has answered.
     """
 
     revision: int
@@ -154,6 +162,7 @@ class PatchAdmitted:
     limits: Mapping[str, Json] = field(default_factory=dict)
     wave: int = 0
     undoes: int = 0
+    asks: Mapping[NodeId, NodeId] = field(default_factory=dict)
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -232,6 +241,83 @@ class ReviewDecided:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class ToolsListed:
+    """What an MCP server of an agent's attempt offers: definitions (a reference) and their digest."""
+
+    node: NodeId
+    attempt: int
+    server: str
+    digest: str
+    tools: Mapping[str, Json] = field(default_factory=dict)
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class CallReserved:
+    """A model call is about to leave: its worst case is held in every scope. On disk before it leaves.
+
+    `call` counts the calls of the attempt from 1, `turn` is the reply it is for, `tries` how often that was
+    asked for. `amount` in nano-dollars, `scopes` leaf → root; none where nothing is bought. `request` is a
+    reference to the request, given as what is new in it (agent/record.py); `digest` is that of the whole.
+    `reasons` are [model, code, text] of models left or passed over.
+    """
+
+    node: NodeId
+    attempt: int
+    call: int
+    turn: int
+    model: str
+    max_tokens: int
+    digest: str
+    tries: int = 1
+    amount: int = 0
+    scopes: tuple[str, ...] = ()
+    request: Mapping[str, Json] = field(default_factory=dict)
+    reasons: tuple[Json, ...] = ()
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class CallEnded:
+    """What became of a model call. `answer` is a reference to the reply or the error (messages.answer_to_json).
+
+    `books` says what became of the reservation (budget.Entry), `spent` nano-dollars of it are gone.
+    `usage` is [input, output, cached, cache_written, reasoning] tokens, empty where nobody knows. `model`
+    answered, `error` is the kind of error. `reused` names the attempt and call whose reply stands here.
+    """
+
+    node: NodeId
+    attempt: int
+    call: int
+    books: Literal["settle", "release", "keep"] = "settle"
+    spent: int = 0
+    answer: Mapping[str, Json] = field(default_factory=dict)
+    model: str = ""
+    usage: tuple[int, ...] = ()
+    error: str = ""
+    first_token_ms: int | None = None
+    duration_ms: int = 0
+    reused: str = ""
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class ToolEnded:
+    """A tool call of an agent is over: `number` counts those of the attempt that were let through, from 1.
+
+    `arguments` and `text` (the result, or what went wrong) are references. `reused` as in CallEnded.
+    """
+
+    node: NodeId
+    attempt: int
+    number: int
+    turn: int
+    name: str
+    ok: bool = True
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    text: Mapping[str, Json] = field(default_factory=dict)
+    duration_ms: int = 0
+    reused: str = ""
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class StopRequested:
     """No new starts: `drain` lets running nodes end for a while, `now` ends them."""
 
@@ -275,6 +361,10 @@ Event: TypeAlias = (
     | EscalationFailed
     | ReviewRequested
     | ReviewDecided
+    | ToolsListed
+    | CallReserved
+    | CallEnded
+    | ToolEnded
     | StopRequested
     | Warned
     | RunEnded
@@ -297,6 +387,10 @@ _NAMES: dict[type, str] = {
     EscalationFailed: "escalation.failed",
     ReviewRequested: "review.requested",
     ReviewDecided: "review.decided",
+    ToolsListed: "tools.listed",
+    CallReserved: "call.reserved",
+    CallEnded: "call.ended",
+    ToolEnded: "tool.ended",
     StopRequested: "stop.requested",
     Warned: "warned",
     RunEnded: "run.ended",
@@ -305,16 +399,14 @@ EVENT_TYPES: Mapping[str, type] = {name: cls for cls, name in _NAMES.items()}
 assert set(_NAMES) == set(get_args(Event)), "every event has a name in the journal"
 
 _DEFAULTS: dict[type, tuple[tuple[str, object], ...]] = {
-    cls: tuple(
-        (f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(cls)
-    )
+    cls: tuple((f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(cls))
     for cls in _NAMES
 }
 # ASCII: a lone surrogate from a foreign file name must not make a record unwritable
 _encode = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-_LISTS = frozenset({"operations", "removed", "reset", "cancelled", "reasons"})  # tuples in an event
+_LISTS = frozenset({"operations", "removed", "reset", "cancelled", "reasons", "scopes", "usage"})  # tuples in an event
 
 
 def event_type(event: Event) -> str:

@@ -16,6 +16,8 @@ from heapq import heappop, heappush
 
 from dagrun.core.event import (
     AttemptFinished,
+    CallEnded,
+    CallReserved,
     EngineAttached,
     EscalationFailed,
     Event,
@@ -34,7 +36,10 @@ from dagrun.core.event import (
     RunCreated,
     RunEnded,
     StopRequested,
+    ToolEnded,
+    ToolsListed,
     Warned,
+    event_type,
 )
 from dagrun.core.names import LOST_BUDGET, SETTLED, Outcome, RunStatus, Status
 from dagrun.core.retry import retry_delay_s
@@ -45,7 +50,9 @@ from dagrun.core.state import (
     InvalidTransition,
     RunState,
     add_attempt,
+    forget_asking,
     forget_waiting,
+    is_unasked,
     rebuild,
     set_status,
     settle,
@@ -93,7 +100,14 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:  # no
         case EngineAttached():
             _attached(state, event)
         case PatchAdmitted():
+            if event.by.startswith("node:"):
+                new = event.nodes.keys() - state.plan.index.keys()
+                state.inserted_by |= dict.fromkeys(new, event.by.removeprefix("node:"))
             apply_patch(state, event)
+        case CallReserved() | CallEnded() | ToolEnded():
+            _agent_did(state, event)
+        case ToolsListed():
+            pass  # for those that make the requests again
         case RevisionAdopted():
             state.adopted_revision = event.revision
         case EscalationFailed():
@@ -105,6 +119,7 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:  # no
         case PatchProposed():
             state.proposals[event.number] = event
             state.proposed = event.number
+            _offered(state, event)
         case ProposalDecided():
             state.proposals.pop(event.number, None)
         case PatchRefused():
@@ -121,11 +136,27 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:  # no
             raise InvalidTransition("a run is created only once")
 
 
+def _agent_did(state: RunState, event: CallReserved | CallEnded | ToolEnded) -> None:
+    from dagrun.core import spending
+
+    attempts = state.attempts[state.plan.index[event.node]]
+    if not 0 < event.attempt <= len(attempts):
+        i = state.plan.index[event.node]
+        raise InvalidTransition(f"{event_type(event)} of attempt {event.attempt}, which is none; {story(state, i)}")
+    match event:
+        case CallReserved():
+            spending.reserved(state, event)
+        case CallEnded():
+            spending.ended(state, event)
+        case ToolEnded():
+            spending.tool_ended(state, event)
+
+
 def _started(state: RunState, event: NodeStarted) -> None:
     i = state.plan.index[event.node]
     status = state.node_status[i]
     if status is Status.READY:
-        heap = state.ready[signature(state.plan.nodes[i].resources)]
+        heap = state.ready[signature(state.plan.nodes[i].reserves)]
         if heap and heap[0][1] == i:
             heappop(heap)
     elif status is not Status.RETRYING:
@@ -136,7 +167,8 @@ def _started(state: RunState, event: NodeStarted) -> None:
     attempt = Attempt(event.attempt, state.now, state.now_m, event.revision, event.slot)
     attempt.inputs_digest = event.inputs_digest
     attempt.sandbox = event.sandbox
-    attempt.reserved = state.plan.nodes[i].resources
+    attempt.agent = event.agent
+    attempt.reserved = state.plan.nodes[i].reserves
     add_attempt(state, i, attempt)
     state.running[i] = attempt
     for name, amount in attempt.reserved.items():
@@ -195,7 +227,7 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
                 set_status(state, i, Status.PENDING)
                 return
             set_status(state, i, Status.RETRYING)
-            heappush(state.waking, (state.now_m + delay, i))
+            heappush(state.waking, (state.now_m + (0.0 if state.created.replay_of else delay), i))
             return
     state.reasons[i] = event.error
     if node.on_failure is not None and node.on_failure.steps:
@@ -222,11 +254,19 @@ def _escalation_failed(state: RunState, event: EscalationFailed) -> None:
     if i not in state.escalating:
         raise InvalidTransition(f"escalation.failed for node {event.node!r}; {story(state, i)}")
     state.escalating[i] += 1
+    forget_asking(state, i)
     wanted = state.plan.nodes[i].on_failure
     if wanted is None or state.escalating[i] >= len(wanted.steps):
         del state.escalating[i]
         state.finished.append(i)
         settle(state, i, Status.FAILED)
+
+
+def _offered(state: RunState, event: PatchProposed) -> None:
+    """The failed node whose replanner made a proposal waits until a human has decided on it."""
+    replanner = state.plan.index.get(event.by.removeprefix("node:"), -1) if event.by.startswith("node:") else -1
+    if replanner in state.replanners and not is_unasked(state, replanner):
+        state.offers[state.replanners[replanner]] = event.number
 
 
 def _review_requested(state: RunState, event: ReviewRequested) -> None:
@@ -287,14 +327,18 @@ def _attached(state: RunState, event: EngineAttached) -> None:
     first = state.engine is None
     state.engine = event
     state.engines += 1
+    if state.ledger is not None:
+        from dagrun.core.spending import keep_open
+
+        keep_open(state)
     state.attached_at, state.attached_m = state.now, state.now_m
     state.stop = None
     state.ended = None
     state.status = RunStatus.RUNNING
     if event.revive:
         for i, status in enumerate(state.node_status):
-            if i in state.removed:
-                continue
+            if i in state.removed or (i in state.replanners and status is not Status.CANCELLED):
+                continue  # a replanner is asked anew by the failure that needs it
             by_dependency = status is Status.SKIPPED and state.skips.get(i) not in ("selection", "patch")
             if status in (Status.FAILED, Status.CANCELLED) or by_dependency:
                 state.node_status[i] = Status.PENDING

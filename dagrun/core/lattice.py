@@ -176,6 +176,17 @@ def effective(run: Permissions | None, own: Permissions | None, isolation: Isola
     )
 
 
+def for_agent(got: Effective) -> Effective:
+    """What an agent's tools are held to: at process and above always to paths and a network.
+
+    Where no scope says anything that is the project to read, nothing to write and nobody to talk to.
+    """
+    if got.isolation not in ("process", "container"):
+        return got
+    paths = Paths(read=(".",), write=()) if got.paths is None else got.paths
+    return replace(got, paths=paths, network="none" if got.network is None else got.network)
+
+
 def as_scope(got: Effective) -> Permissions:
     """What a node ends up with, as the scope that is the parent of what it inserts."""
     return Permissions(
@@ -190,26 +201,31 @@ def as_scope(got: Effective) -> Permissions:
 
 _DEFAULT = "default where paths is declared"
 _DEFAULT_CONTAINER = "default of a container"
+_DEFAULT_AGENT = "default of an agent"
 
 
-def explain(run: Permissions | None, own: Permissions | None, isolation: Isolation) -> tuple[Held, ...]:
+def explain(
+    run: Permissions | None, own: Permissions | None, isolation: Isolation, *, agent: bool = False
+) -> tuple[Held, ...]:
     """What a node ends up with, key by key, and which scope gave each; keys that nothing holds are left out."""
     got = effective(run, own, isolation)
+    got = for_agent(got) if agent else got
     above, mine = run or NO_PERMISSIONS, own or NO_PERMISSIONS
-    return (Held("isolation", got.isolation, _why_level(above, mine, isolation, got)), *_explain(above, mine, got))
+    unsaid = _DEFAULT_AGENT if agent else _DEFAULT_CONTAINER
+    why = _DEFAULT if above.paths or mine.paths else unsaid
+    level = Held("isolation", got.isolation, _why_level(above, mine, isolation, got))
+    return (level, *_explain(above, mine, got, why))
 
 
-def _explain(run: Permissions, own: Permissions, got: Effective) -> Iterator[Held]:
+def _explain(run: Permissions, own: Permissions, got: Effective, why: str) -> Iterator[Held]:
     if got.paths is not None:
         mine, above = own.paths or Paths(), run.paths or Paths()
-        why = _DEFAULT if run.paths or own.paths else _DEFAULT_CONTAINER
         yield Held("paths.read", items(got.paths.read), _who(mine.read, above.read) or why)
         yield Held("paths.write", items(got.paths.write), _who(mine.write, above.write) or why)
         if got.paths.deny:
             scopes = [name for name, paths in (("workflow", above), ("node", mine)) if paths.deny]
             yield Held("paths.deny", items(got.paths.deny), " and ".join(scopes))
     if got.network is not None:
-        why = _DEFAULT if run.paths or own.paths else _DEFAULT_CONTAINER
         text = got.network if isinstance(got.network, str) else items(got.network)
         yield Held("network", text, _who(own.network, run.network) or why)
     if got.tools is not None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from dagrun.core.agents import held_of, permitted_offer
 from dagrun.core.ceiling import beyond, is_unsaid, level_fault
 from dagrun.core.excess import widened
-from dagrun.core.lattice import as_scope, effective, inherit, meet
+from dagrun.core.lattice import as_scope, inherit, meet
 from dagrun.core.operation import Draft, Fallback, Modify, Patch, Retry
 from dagrun.core.permissions import NO_PERMISSIONS, Permissions, higher
 from dagrun.core.workflow import Fault, Node, Workflow
@@ -21,7 +22,8 @@ NO_NODE = Node(id="")
 _HUMAN = "only a human may allow that: dagrun replan"
 # a change of these makes a node do something else; the others say when and how often
 _DEEDS = (
-    "run shell cwd env pass_env secrets secret_files inputs outputs output_schema artifacts docker on_failure".split()
+    "run agent group shell cwd env pass_env secrets secret_files inputs outputs output_schema artifacts docker"
+    " on_failure".split()
 )
 
 
@@ -58,7 +60,11 @@ def narrow(workflow: Workflow, work: Draft, patch: Patch, author: Node | None) -
 
 
 def _scope(workflow: Workflow, node: Node) -> Permissions:
-    return as_scope(effective(workflow.permissions, node.permissions, node.isolation))
+    """What a node may hand on: an agent no tool that it is not offered itself."""
+    held = held_of(workflow, node)
+    if node.agent is not None:
+        held = replace(held, tools=permitted_offer(node.agent, held.tools))
+    return as_scope(held)
 
 
 # ---------------------------------------------------------------- new nodes
@@ -67,6 +73,11 @@ def _scope(workflow: Workflow, node: Node) -> Permissions:
 def _adopt(workflow: Workflow, work: Draft, author: Node, node: Node) -> None:
     """A new node as a child of the node that inserted it."""
     scope, at = _scope(workflow, author), work.touched[node.id]
+    if node.agent is not None and node.isolation == "context":  # what an agent that names no level has
+        if is_unsaid(author) and scope.paths is None and scope.network is None:
+            scope = replace(scope, isolation=workflow.permissions.isolation if workflow.permissions else None)
+        else:
+            node = replace(node, isolation=higher(node.isolation, scope.isolation or "none"))
     name = f"`{author.id}`, which inserts it,"
     for fault in (*beyond(node, scope, name, ()), *_lent(workflow, author, NO_NODE, node)):
         work.fault(at, "", fault.code, fault.message, fault.hint)
@@ -84,7 +95,11 @@ def _lent(workflow: Workflow, author: Node, before: Node, node: Node) -> Iterato
     for name in [n for n in (*node.secrets, *node.secret_files) if n not in mine]:
         message = f"`{node.id}` would get secret `{name}`, which `{author.id}` does not have"
         yield Fault((), "beyond-permissions", message, _HUMAN)
-    held = effective(workflow.permissions, author.permissions, author.isolation)
+    servers = {*_servers(author), *_servers(before)}
+    for name in [name for name in _servers(node) if name not in servers]:
+        message = f"`{node.id}` would get the MCP server `{name}`, which `{author.id}` does not have"
+        yield Fault((), "beyond-permissions", message, _HUMAN)
+    held = held_of(workflow, author)
     if not held.confined and held.isolation != "context":
         return  # it has the environment of the caller, and may start what it likes
     for name in [n for n in node.pass_env if n not in (*author.pass_env, *before.pass_env)]:
@@ -94,6 +109,10 @@ def _lent(workflow: Workflow, author: Node, before: Node, node: Node) -> Iterato
     if node.docker is not None and node.docker not in known:
         message = f"`{node.id}` would run in an image that `{author.id}` chose"
         yield Fault((), "beyond-permissions", message, _HUMAN)
+
+
+def _servers(node: Node) -> tuple[str, ...]:
+    return node.agent.mcp if node.agent is not None else ()
 
 
 # ---------------------------------------------------------------- nodes that are there

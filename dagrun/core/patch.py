@@ -193,10 +193,15 @@ def _resolved(work: Draft, node: Node) -> Node:
 
 def fallback_id(failed: NodeId, used: Iterable[NodeId]) -> NodeId:
     """`<failed>-fallback`, or `<failed>-fallback-2` … where that was used before; never longer than an id may be."""
+    return id_beside(failed, "fallback", used)
+
+
+def id_beside(failed: NodeId, word: str, used: Iterable[NodeId]) -> NodeId:
+    """`<failed>-<word>`, or with a number where that was used before; never longer than an id may be."""
     taken = {name.casefold() for name in used}
     number = 1
     while True:
-        tail = "-fallback" if number == 1 else f"-fallback-{number}"
+        tail = f"-{word}" if number == 1 else f"-{word}-{number}"
         name = failed[: ID_MAX - len(tail)] + tail
         if name.casefold() not in taken:
             return name
@@ -281,6 +286,7 @@ __all__ = [
     "apply",
     "draft",
     "fallback_id",
+    "id_beside",
     "reads",
     "rename",
 ]

@@ -33,14 +33,30 @@ def _raise_chain(most: int) -> str:
     return f"limits.fallback_chain is {most} (raise it in the workflow: limits: {{fallback_chain: {most + 1}}})"
 
 
+def revisions_spent(state: RunState) -> tuple[str, str] | None:
+    """Why no patch of a node or a model is admitted any more, and how to allow one; None when one may be."""
+    most = state.plan.workflow.limits.revisions
+    made = sum(r.by.startswith("node:") for r in state.revisions)
+    if made < most:
+        return None
+    message = f"nodes have changed this run {made} times: limits.revisions is {most}"
+    return message, f"raise it in the workflow: limits: {{revisions: {made + 1}}}"
+
+
+def asked_often(most: int) -> str:
+    """Why the replanner of a failed node is not asked again, and how to allow it."""
+    times = "1 time" if most == 1 else f"{most} times"
+    return f"its replanner was asked {times}: {_raise_chain(most)}"
+
+
 def check_limits(state: RunState, work: Draft, patch: Patch) -> None:
     """Add what a patch of a node has against it; each refusal names the limit and how to raise it."""
     limits = state.plan.workflow.limits
-    made = sum(r.by.startswith("node:") for r in state.revisions)
-    if made >= limits.revisions:
-        message = f"nodes have changed this run {made} times: limits.revisions is {limits.revisions}"
-        work.fault(0, "", "limit", message, f"raise it in the workflow: limits: {{revisions: {made + 1}}}")
-    start, now, after = len(state.workflows[0].nodes), len(work.before), len(work.nodes)
+    spent = revisions_spent(state)
+    if spent:
+        work.fault(0, "", "limit", *spent)
+    asked = sum(state.plan.ids[i] in work.before for i in state.replanners)  # they come and go with failures
+    start, now, after = len(state.workflows[0].nodes), len(work.before) - asked, len(work.nodes) - asked
     most = max(start * limits.growth // 100, start + limits.growth_nodes)
     if after > most and after > now:
         message = f"the run would grow to {after} nodes; from {start}, limits.growth allows {most}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 from dagrun.core import expression as ex
+from dagrun.core.agents import wish_of
 from dagrun.core.decide import Append, Escalate, Finish, Room, Start, Stuck, decide
 from dagrun.core.event import AttemptFinished, EscalationFailed, NodeSkipped, ReviewRequested
 from dagrun.core.evolve import evolve
@@ -218,13 +219,13 @@ def _is_open(tree: ex.Expression, inputs: set[str], params: frozenset[str]) -> b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of an `on_failure`: `name` is the template or patch file, `text` why it was refused.
+    """One step of an `on_failure`: `name` is the template, patch file or model, `text` why it was refused.
 
-    `taken` was carried out, `unknown` could not be looked at (a patch file without a reader).
+    `taken` was carried out, `unknown` could not be looked at (a patch file without a reader, a model).
     """
 
     node: NodeId
-    kind: Literal["fallback", "replan", "review"]
+    kind: Literal["fallback", "replan", "replanner", "review"]
     name: str
     result: Literal["taken", "refused", "unknown"]
     text: str = ""
@@ -290,6 +291,12 @@ class Play:
                 self._fall_back(i, wanted)
             case "replan":
                 self._replan(i, wanted)
+            case "replanner":
+                assert wanted.replanner is not None
+                asked = wish_of(self.state.plan.workflow, wanted.replanner)
+                text = "it asks a model: what that answers, only a run can tell"
+                name = self.state.plan.ids[i]
+                self._no(i, Step(node=name, kind="replanner", name=asked, result="unknown", text=text))
             case _:
                 name = self.state.plan.ids[i]
                 self.steps.append(Step(node=name, kind="review", name="", result="taken"))
@@ -319,7 +326,7 @@ class Play:
             self._no(i, replace(step, result="unknown", text="the patch file was not looked at"))
             return
         most = self.state.plan.workflow.limits.fallback_chain
-        if sum(r.by == f"on_failure:{name}" for r in self.state.revisions) >= most:
+        if sum(r.by == f"on_failure:{name}" and not r.asks for r in self.state.revisions) >= most:
             self._no(i, replace(step, text=applied_often(most)))
             return
         read = self.replan(wanted.replan_patch, self.state.plan.workflow)

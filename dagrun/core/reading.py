@@ -10,7 +10,7 @@ from dataclasses import replace
 from json import dumps
 
 from dagrun.core import expression as ex
-from dagrun.core.names import NodeId
+from dagrun.core.names import Json, NodeId
 from dagrun.core.workflow import Input, Node
 
 
@@ -39,6 +39,15 @@ def outputs_read(item: Input, producer: NodeId) -> list[str]:
     """The outputs of a node that an input reads; its status is none."""
     found = (r.path[2] for r in node_references(item.expression) if r.path[1] == producer and len(r.path) > 2)
     return [name for name in dict.fromkeys(found) if name != "status"]
+
+
+def literal(value: Json) -> Json:
+    """The value of an input that is rendered to exactly `value`, whatever its texts hold."""
+    if isinstance(value, str):
+        return value.replace("${{", "${{ '${{' }}")
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    return {key: literal(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def without_producer(item: Input) -> Input:

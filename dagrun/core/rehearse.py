@@ -88,18 +88,19 @@ class Report:
 def rehearse(
     workflow: Workflow, *, depth: int = 1, params: Mapping[str, Json] | None = None, replan: Replan | None = None
 ) -> Report:
-    """Fail every command node of a checked workflow, then its stand-ins, up to `depth` failures in a row.
+    """Fail every command and agent of a checked workflow, then its stand-ins, up to `depth` failures in a row.
 
     `replan` reads the document of an `on_failure: {replan: …}` for a workflow, as the engine would;
-    without it such a step counts as no help and is reported as `unknown`. Reviews on the way are
-    approved. Params that are neither given nor defaulted stand for any value.
+    without it such a step counts as no help and is reported as `unknown`, and so is always what a
+    replanner would answer. Reviews on the way are approved. Params that are neither given nor
+    defaulted stand for any value.
     """
     stage = Stage(workflow, values_of(workflow, params or {}), replan)
     base = stage.base
     cases: list[Case] = []
     if not stage.failures:
         for i, node in enumerate(stage.plan.nodes):
-            if base.node_status[i] is not Status.COMPLETED or node.kind != "run":
+            if base.node_status[i] is not Status.COMPLETED or node.kind == "review":
                 continue
             for failures in range(1, depth + 1):
                 case = stage.case(i, failures)

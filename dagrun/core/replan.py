@@ -279,7 +279,7 @@ def _close_reruns(state: RunState, work: Draft, patch: Patch) -> None:
     while todo:
         name = todo.pop()
         for below in work.dependents(name):
-            if below in seen:
+            if below in seen or state.plan.index.get(below, -1) in state.replanners:
                 continue
             seen.add(below)
             todo.append(below)
@@ -348,6 +348,8 @@ def _check_permissions(state: RunState, work: Draft, patch: Patch, actor: Actor,
     if actor == "human" and not by_node:
         return
     i = state.plan.index.get(maker.removeprefix("node:")) if by_node else None
+    if i is not None:
+        i = state.replanners.get(i, i)  # a replanner speaks for the failed node: it hands on what that one had
     narrow(workflow, work, patch, None if i is None else state.plan.nodes[i])
 
 

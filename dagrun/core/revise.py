@@ -14,10 +14,13 @@ from dagrun.core.names import SETTLED, NodeId, RunStatus, Status
 from dagrun.core.plan import Plan, revise_plan
 from dagrun.core.state import (
     NO_ATTEMPTS,
+    UNASKED,
     InvalidTransition,
     RunState,
+    forget_asking,
     forget_result,
     forget_waiting,
+    is_unasked,
     rebuild,
     satisfies,
 )
@@ -46,6 +49,7 @@ def apply_patch(state: RunState, event: PatchAdmitted) -> None:
     _patch_removals(state, event)
     _patch_statuses(state, event)
     _patch_escalations(state, event)
+    _patch_questions(state, event)
     for i in revived_by(state, plan, state.node_status, state.skips, event):
         forget_result(state, i)
     _revive_cancelled(state)
@@ -115,10 +119,25 @@ def _patch_escalations(state: RunState, event: PatchAdmitted) -> None:
         if i not in state.escalating or (before is not None and before.on_failure == wanted):
             continue
         state.escalating[i] = 0
+        forget_asking(state, i)
         if (wanted is None or not wanted.steps) and state.node_status[i] is Status.RETRYING:
             del state.escalating[i]
             state.finished.append(i)
             state.node_status[i] = Status.FAILED
+
+
+def _patch_questions(state: RunState, event: PatchAdmitted) -> None:
+    """Whom a failed node asks from now on; a replanner at work that nobody asks any more is ended."""
+    index = state.plan.index
+    for failed, replanner in event.asks.items():
+        state.replanners[index[replanner]] = index[failed]
+        state.asking[index[failed]] = index[replanner]
+    if not state.replanners:
+        return
+    for i in state.running:
+        if is_unasked(state, i) and i not in state.removed:
+            state.cancelling[i] = Status.SKIPPED
+            state.skips[i], state.reasons[i] = "patch", UNASKED
 
 
 def becomes(event: PatchAdmitted, index: Mapping[NodeId, int]) -> dict[int, Status]:
@@ -154,6 +173,8 @@ def revived_by(
     found: list[int] = []
     for i in sorted(changed | plan.below(changed | touched), key=plan.wave.__getitem__):
         if status[i] is not Status.SKIPPED or skips.get(i) in ("patch", "selection") or i in plan.removed:
+            continue
+        if i in state.replanners:
             continue
         held = (d for d in plan.needs[i] if status[d] in SETTLED and not satisfies(plan, status[d], skips, d))
         if plan.nodes[i].condition or next(held, None) is None:

@@ -35,12 +35,12 @@ class Root(NamedTuple):
 KEY_NAMES = frozenset(
     ".env .env.* .netrc .npmrc .pypirc id_rsa* id_ed25519* id_ecdsa* *.pem *.key *.p12 .ssh .aws .gnupg .kube".split()
 )
-_NO_KEYS = frozenset("*.example *.sample *.template *.pub".split())
+NO_KEYS = frozenset("*.example *.sample *.template *.pub".split())
 
 
 def is_key(name: str) -> bool:
     """Whether a file or folder of this name is taken for one with keys in it: hidden unless it is named itself."""
-    return any(fnmatchcase(name, p) for p in KEY_NAMES) and not any(fnmatchcase(name, p) for p in _NO_KEYS)
+    return any(fnmatchcase(name, p) for p in KEY_NAMES) and not any(fnmatchcase(name, p) for p in NO_KEYS)
 
 
 Denied: TypeAlias = "Root | str"  # a place, or the pattern of a name at any depth

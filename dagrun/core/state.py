@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dagrun.core.event import (
     AttemptFinished,
@@ -30,8 +30,13 @@ from dagrun.core.plan import Plan
 from dagrun.core.retry import retry_delay_s
 from dagrun.core.workflow import Workflow
 
+if TYPE_CHECKING:
+    from dagrun.core.budget import Ledger
+    from dagrun.core.spending import Tally
+
 Signature: TypeAlias = tuple[tuple[str, float], ...]  # what a node reserves, sorted by name
 
+UNASKED = "nobody waits for its answer"
 INTERRUPTS = frozenset({"sigint", "sigterm", "sighup", "disk_full", "timeout"})
 
 
@@ -55,6 +60,8 @@ class Attempt:
     inputs_digest: str = ""
     sandbox: str = ""
     reserved: Mapping[str, float] = field(default_factory=dict)  # what it holds, whatever a patch makes of its node
+    agent: Mapping[str, Json] = field(default_factory=dict)
+    tally: Tally | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -83,6 +90,9 @@ class RunState:
     stands_in: dict[int, int] = field(default_factory=dict)  # fallback -> the node it stands in for
     cancelling: dict[int, Status] = field(default_factory=dict)  # running, by a patch -> what it becomes
     escalating: dict[int, int] = field(default_factory=dict)  # failed, not settled -> next on_failure step
+    asking: dict[int, int] = field(default_factory=dict)  # escalating -> its replanner, whose answer it waits for
+    offers: dict[int, int] = field(default_factory=dict)  # asking -> the proposal that its replanner made
+    replanners: dict[int, int] = field(default_factory=dict)  # replanner -> the failed node that it was for, for ever
     reviews: dict[int, ReviewRequested] = field(default_factory=dict)  # what waits for a human
     proposals: dict[int, PatchProposed] = field(default_factory=dict)  # undecided ones, by number
     revisions: list[PatchAdmitted] = field(default_factory=list)
@@ -109,6 +119,8 @@ class RunState:
     attached_at: float = 0.0
     attached_m: float = 0.0
     warnings: list[Warned] = field(default_factory=list)
+    ledger: Ledger | None = None  # made at the first model call
+    inserted_by: dict[NodeId, NodeId] = field(default_factory=dict)  # node -> the node whose patch brought it
     finished: list[int] = field(default_factory=list)  # settled by running, in order: for views
     now: float = 0.0  # wall time of the last record
     now_m: float = 0.0  # monotonic time of the last record
@@ -237,7 +249,7 @@ def set_status(state: RunState, i: int, status: Status) -> None:
 def needs_met(state: RunState, i: int) -> None:
     """All needs of a pending node are settled: ready, held for its wave, or doomed to be skipped."""
     node = state.plan.nodes[i]
-    if i in state.unselected or (state.broken[i] and not node.condition):
+    if i in state.unselected or (state.broken[i] and not node.condition) or is_unasked(state, i):
         state.doomed[i] = None
     elif state.plan.wave[i] > state.wave:
         state.held.setdefault(state.plan.wave[i], []).append(i)
@@ -247,7 +259,7 @@ def needs_met(state: RunState, i: int) -> None:
 
 def _make_ready(state: RunState, i: int) -> None:
     set_status(state, i, Status.READY)
-    key = signature(state.plan.nodes[i].resources)
+    key = signature(state.plan.nodes[i].reserves)
     heap = state.ready.get(key)
     if heap is None:
         heap = state.ready[key] = []
@@ -322,6 +334,7 @@ def wait_for_needs(state: RunState, i: int) -> None:
 def forget_waiting(state: RunState, i: int) -> None:
     """What was decided now needs no human and no further step."""
     state.escalating.pop(i, None)
+    forget_asking(state, i)
     asked = state.reviews.pop(i, None)
     last = state.attempts[i][-1] if state.attempts[i] else None
     if asked is not None and last is not None and last.outcome is None:
@@ -330,6 +343,28 @@ def forget_waiting(state: RunState, i: int) -> None:
         last.finish = AttemptFinished(
             node=asked.node, attempt=last.number, outcome=last.outcome, duration_ms=took, error="not asked any more"
         )
+
+
+def forget_asking(state: RunState, i: int) -> None:
+    """A failed node waits for no answer of its replanner any more."""
+    state.asking.pop(i, None)
+    state.offers.pop(i, None)
+
+
+def is_unasked(state: RunState, i: int) -> bool:
+    """Whether a node is a replanner whose failed node does not wait for its answer (any more)."""
+    failed = state.replanners.get(i)
+    return failed is not None and state.asking.get(failed) != i
+
+
+def awaits_answer(state: RunState, i: int) -> bool:
+    """Whether the replanner of a failed node is still to answer, or a human to decide on what it proposed."""
+    replanner = state.asking.get(i)
+    if replanner is None:
+        return False
+    if i in state.offers:
+        return state.offers[i] in state.proposals
+    return state.node_status[replanner] not in SETTLED and replanner not in state.removed
 
 
 def forget_result(state: RunState, i: int) -> None:

@@ -7,12 +7,13 @@ Durations are monotonic (`duration_ms`); wall time only says when something bega
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, fields
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, cast
 
-from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus, Schedule, Status, format_duration
+from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus, Status, format_duration
+from dagrun.core.tracepath import run_critical_path
+from dagrun.core.usage import Usage, money_of, usage_of, usage_of_run, usage_to_json, usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,7 @@ class TraceAttempt:
     limit: str = ""
     max_rss_bytes: int | None = None
     cpu_ms: int | None = None
+    agent: Usage | None = None
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -51,10 +53,12 @@ class TraceEntry:
     """All that is known of one node of a run.
 
     `duration_ms` is the time worked: the sum of its attempts, without the delays between them.
-    `retries` are attempts after the first. `error` says why the last attempt of a node that did
-    not complete ended so, `reason` why a node was skipped, cancelled or adopted. `isolation` is the
-    level it runs at, `sandbox` the back end that held its last attempt ("": none). Digests are
-    sha256, empty when there is nothing. Texts are as the node wrote them: not safe for a screen.
+    `retries` are attempts after the first, and the model calls that asked for the same once more. `model`
+    is the one that answered, `agent` what an agent used (None: there was none). `error` says why the last
+    attempt of a node that did not complete ended so, `reason` why a node was skipped, cancelled or
+    adopted. `isolation` is the level it runs at, `sandbox` the back end that held its last attempt ("":
+    none). Digests are sha256, empty when there is nothing. Texts are as the node wrote them: not safe for
+    a screen.
     """
 
     node_id: NodeId
@@ -83,10 +87,11 @@ class TraceEntry:
     stdout_bytes: int = 0
     stderr_bytes: int = 0
     sandbox: str = ""
+    agent: Usage | None = None
 
 
-_ENTRY_FIELDS = tuple(f.name for f in fields(TraceEntry))
-_ATTEMPT_FIELDS = tuple(f.name for f in fields(TraceAttempt))
+_ENTRY_FIELDS = tuple(f.name for f in fields(TraceEntry) if f.name != "agent")
+_ATTEMPT_FIELDS = tuple(f.name for f in fields(TraceAttempt) if f.name != "agent")
 
 
 def trace_entries(state: RunState, wall_now: float | None = None) -> list[TraceEntry]:
@@ -106,18 +111,25 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
     attempts = tuple([_attempt(a, state, node, wall_now) for a in tried])
     last = tried[-1].finish if tried else None
     outputs = state.outputs.get(i)
+    used = usage_of(node, tried)
     return TraceEntry(
         node_id=node.id,
         wave=state.plan.wave[i],
         status=status,
+        model=used.model if used else None,
+        skills_used=tuple(used.skills) if used else (),
+        input_tokens=used.input if used else 0,
+        output_tokens=used.output if used else 0,
+        cost_usd=usd(used.spent) if used else 0.0,
         duration_ms=sum([a.duration_ms for a in attempts]),
-        retries=max(0, len(attempts) - 1),
+        retries=max(0, len(attempts) - 1) + (used.repeats if used else 0),
         output_summary=last.summary if last else "",
         run_id=state.created.run_id,
         revision=tried[-1].revision if tried else state.plan.revision,
         kind=node.kind,
         isolation=_level(state, node),
         attempts=attempts,
+        reserved_usd=usd(used.held) if used else 0.0,
         error=attempts[-1].error if attempts and status is not Status.COMPLETED else "",
         reason=node_reason(state, i),
         inputs_digest=tried[-1].inputs_digest if tried else "",
@@ -127,6 +139,7 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
         stdout_bytes=last.stdout_bytes if last else 0,
         stderr_bytes=last.stderr_bytes if last else 0,
         sandbox=tried[-1].sandbox if tried else "",
+        agent=used,
     )
 
 
@@ -171,9 +184,12 @@ def _attempt(attempt: Attempt, state: RunState, node: Node, wall_now: float | No
     finish = attempt.finish
     if finish is None:
         ran_s = state.now_m - attempt.started_m if wall_now is None else wall_now - attempt.started_at
-        started_at = iso_utc(attempt.started_at)
         return TraceAttempt(
-            number=attempt.number, outcome=None, started_at=started_at, duration_ms=max(0, round(ran_s * 1000))
+            number=attempt.number,
+            outcome=None,
+            started_at=iso_utc(attempt.started_at),
+            duration_ms=max(0, round(ran_s * 1000)),
+            agent=usage_of(node, (attempt,)),
         )
     return TraceAttempt(
         number=attempt.number,
@@ -186,6 +202,7 @@ def _attempt(attempt: Attempt, state: RunState, node: Node, wall_now: float | No
         limit=finish.limit,
         max_rss_bytes=finish.max_rss_bytes,
         cpu_ms=finish.cpu_ms,
+        agent=usage_of(node, (attempt,)),
     )
 
 
@@ -211,10 +228,19 @@ def cause(finish: AttemptFinished, node: Node) -> str:
 
 
 def entry_to_json(entry: TraceEntry) -> dict[str, Json]:
-    """The JSON form of an entry: the seed's eleven fields first."""
+    """The JSON form of an entry: the seed's eleven fields first; `agent` only where there was one."""
     data = {name: getattr(entry, name) for name in _ENTRY_FIELDS}
     data["skills_used"] = list(entry.skills_used)
-    data["attempts"] = [{name: getattr(a, name) for name in _ATTEMPT_FIELDS} for a in entry.attempts]
+    data["attempts"] = [_attempt_to_json(a) for a in entry.attempts]
+    if entry.agent is not None:
+        data["agent"] = usage_to_json(entry.agent)
+    return cast("dict[str, Json]", data)
+
+
+def _attempt_to_json(attempt: TraceAttempt) -> dict[str, Json]:
+    data = {name: getattr(attempt, name) for name in _ATTEMPT_FIELDS}
+    if attempt.agent is not None:
+        data["agent"] = usage_to_json(attempt.agent)
     return cast("dict[str, Json]", data)
 
 
@@ -271,11 +297,12 @@ def totals(state: RunState) -> dict[str, Json]:
     """Sums over the run, as JSON. O(nodes).
 
     `duration_ms` is the run's, `worked_ms` the sum over all attempts; statuses without a node are
-    left out of `by_status`.
+    left out of `by_status`. `reserved_usd` is held for calls under way.
     """
     attempts = [a for tried in state.attempts for a in tried]
     started = sum(bool(tried) for tried in state.attempts)
     by_status: dict[str, Json] = {s.value: n for s, n in state.counts.items() if n}
+    used, money = usage_of_run(state), money_of(state)
     return {
         "nodes": len(state.plan.ids) - len(state.removed),
         "waves": state.plan.depth,
@@ -283,95 +310,16 @@ def totals(state: RunState) -> dict[str, Json]:
         "duration_ms": run_duration_ms(state),
         "worked_ms": sum(a.finish.duration_ms for a in attempts if a.finish),
         "attempts": len(attempts),
-        "retries": len(attempts) - started,
-        "input_tokens": 0,
-        "output_tokens": 0,
-        "cost_usd": 0.0,
+        "retries": len(attempts) - started + used.repeats,
+        "model_calls": used.calls,
+        "input_tokens": used.input,
+        "output_tokens": used.output,
+        "cached_tokens": used.cached,
+        "reasoning_tokens": used.reasoning,
+        "cost_usd": usd(money.spent),
+        "reserved_usd": usd(money.held),
+        "cost_budget_usd": None if money.cap is None else usd(money.cap),
     }
-
-
-# ---------------------------------------------------------------- the path that took the time
-
-Held: TypeAlias = Literal["start", "need", "wave", "slot"]
-
-
-class PathStep(NamedTuple):
-    """A node of the chain that took the time, in seconds since the run began.
-
-    `held_by` says what let it start: the end of a `need`, of the `wave` before it, of a node that
-    had its `slot` or resource, or the `start` of the run.
-    """
-
-    node: int
-    node_id: NodeId
-    start_s: float
-    end_s: float
-    held_by: Held
-
-
-_JUST_S = 0.01  # a need that ended this shortly before the latest end is what was waited for
-
-
-def run_critical_path(state: RunState) -> list[PathStep]:
-    """The chain of nodes that determined how long the run took so far, first to last.
-
-    Walks back from the node that ended last to what let it start: of all that had ended by then,
-    the last. O(n log n) in the nodes that ran.
-    """
-    begin, spans = node_spans(state)
-    order = sorted(spans, key=lambda i: spans[i][1])
-    if not order:
-        return []
-    ends = [spans[i][1] for i in order]
-    position = {i: k for k, i in enumerate(order)}
-    path: list[PathStep] = []
-    k = len(order) - 1
-    while k >= 0:
-        i = order[k]
-        start, end = spans[i]
-        latest = min(bisect_right(ends, start), k) - 1
-        before, held = _held_by(state, i, latest, order, ends, position)
-        path.append(PathStep(i, state.plan.ids[i], start - begin, end - begin, held))
-        k = before
-    path.reverse()
-    return path
-
-
-def _held_by(
-    state: RunState, i: int, latest: int, order: list[int], ends: list[float], position: Mapping[int, int]
-) -> tuple[int, Held]:
-    """(position of what `i` waited for or -1, how)."""
-    need = max([position[d] for d in state.plan.needs[i] if d in position], default=-1)
-    if need >= 0 and (latest < 0 or ends[need] >= ends[latest] - _JUST_S):
-        # a need can only look later than a start where clocks moved: the chain must still end
-        return (need, "need") if need < position[i] else (-1, "start")
-    if latest < 0:
-        return -1, "start"
-    wave = state.plan.wave
-    if state.schedule is Schedule.WAVES and wave[order[latest]] < wave[i]:
-        return latest, "wave"
-    return latest, "slot"
-
-
-def node_spans(state: RunState, wall_now: float | None = None) -> tuple[float, dict[int, tuple[float, float]]]:
-    """(time the run began, first start and last end of each node that ran), all on one clock in seconds.
-
-    The clock is the monotonic one for a run of one engine, else the wall's: another boot's
-    monotonic times mean nothing.
-    """
-    one = state.engines <= 1
-    now = state.now_m if one else state.now
-    if wall_now is not None and state.ended is None:
-        now += max(0.0, wall_now - state.now)
-    spans: dict[int, tuple[float, float]] = {}
-    for i, tried in enumerate(state.attempts):
-        if tried:
-            first, last = tried[0], tried[-1]
-            start = first.started_m if one else first.started_at
-            end = last.started_m if one else last.started_at
-            spans[i] = (start, end + last.finish.duration_ms / 1000 if last.finish else max(now, end))
-    begin = (state.attached_m if state.engines else state.now_m) if one else state.created_at
-    return begin, spans
 
 
 # ---------------------------------------------------------------- wall time as text

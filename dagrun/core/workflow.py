@@ -20,6 +20,8 @@ ParamType: TypeAlias = Literal["string", "integer", "number", "boolean", "array"
 OutputSource: TypeAlias = Literal["stdout", "json", "file", "output"]
 Shell: TypeAlias = Literal["sh", "bash"]
 Durability: TypeAlias = Literal["default", "strict"]
+GROUP = "group:"  # begins the name of a reservation that only one attempt has at a time
+Step: TypeAlias = Literal["fallback", "replan", "replanner", "review"]
 
 
 class Fault(NamedTuple):
@@ -109,27 +111,84 @@ class Review:
 
 
 @value(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """An isolated agent call: what a model is told, which one, and what it may use.
+
+    `model` is a tier of the workflow or `vendor/name`; "" is the first tier. `tools` is the offer, at most
+    what `permissions.tools` allow; None: Read, Grep and Glob as far as they are allowed. `mcp` names
+    servers of the workflow. `max_tokens` bounds one reply, `max_turns` the replies of an attempt.
+    """
+
+    prompt: str = ""
+    system: str = ""
+    skills: tuple[str, ...] = ()
+    model: str = ""
+    tools: tuple[str, ...] | None = None
+    max_turns: int = 10
+    max_tokens: int = 4096
+    temperature: float | None = None
+    mcp: tuple[str, ...] = ()
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Who answers model calls. `rules` is the name of the fake provider's file, `rules_text` its content.
+
+    `base_url` is an OpenAI-compatible endpoint that all live calls go to. `prices` are the workflow's own:
+    model → USD per million tokens as decimal text, or `{"free": true}`. `budget` strict counts bytes,
+    so that a cap can't be exceeded; estimate counts tokens, and it can by what they were wrong.
+    """
+
+    kind: Literal["live", "fake"] = "live"
+    rules: str = ""
+    rules_text: str = ""
+    base_url: str = ""
+    prices: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    budget: Literal["strict", "estimate"] = "strict"
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class McpServer:
+    """A server of tools: exactly one of `command` (argv, run in the node's sandbox) and `url`.
+
+    `env` and `secrets` (names) are for its process; a `url` gets its `headers`, whose values are names of
+    secrets. `digest` pins its definitions: the sha256 of what it lists; "" accepts what it lists first.
+    """
+
+    command: tuple[str, ...] = ()
+    url: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+
+@value(frozen=True, slots=True, kw_only=True)
 class OnFailure:
     """What is tried, in this order, once the retries of a node are spent.
 
     `fallback` names a template, `fallback_node` is an inline one; `replan` is the name of a patch
-    file and `replan_patch` the document in it; `review` asks a human.
+    file and `replan_patch` the document in it; `replanner` is an agent that is asked for a patch;
+    `review` asks a human.
     """
 
     fallback: NodeId = ""
     fallback_node: Node | None = None
     replan: str = ""
     replan_patch: Json = None
+    replanner: Agent | None = None
     review: Review | None = None
 
     @property
-    def steps(self) -> tuple[Literal["fallback", "replan", "review"], ...]:
+    def steps(self) -> tuple[Step, ...]:
         """The steps that are declared, in the order in which they are tried."""
-        found: list[Literal["fallback", "replan", "review"]] = []
+        found: list[Step] = []
         if self.fallback or self.fallback_node is not None:
             found.append("fallback")
         if self.replan:
             found.append("replan")
+        if self.replanner is not None:
+            found.append("replanner")
         if self.review is not None:
             found.append("review")
         return tuple(found)
@@ -148,13 +207,14 @@ class Docker:
 class Node:
     """A unit of work. `needs` is order as written; data comes by `inputs` (which imply order).
 
-    Exactly one of `run` and `review` makes its kind. `run` is a string (through the shell where its
+    Exactly one of `run`, `agent` and `review` makes its kind. `run` is a string (through the shell where its
     text needs one) or an argv tuple (never a shell). `timeout_s` bounds one attempt, `grace_s` is
     the time between SIGTERM and SIGKILL. `resources` are reservations by name: `cpu` in cores and
     `memory` in bytes (both are ceilings too), any other in units; `pids`, `file_size` and
     `output_bytes` (stdout and stderr together) are ceilings only, 0 for none. `secrets` reach it as
     variables, `secret_files` as files named by NAME_FILE. What it may do is what `permissions` and
-    the scopes above leave (permissions.py). `estimate_s` is the author's guess of its duration
+    the scopes above leave (permissions.py). Agents at level none with one `group` share one
+    conversation. `estimate_s` is the author's guess of its duration
     (0: none): it orders ready nodes and feeds `dagrun plan`.
     """
 
@@ -186,12 +246,21 @@ class Node:
     file_size: int = 0
     output_bytes: int = 256 * 1024 * 1024
     estimate_s: float = 0.0
+    agent: Agent | None = None
+    group: str = ""
     review: Review | None = None
     on_failure: OnFailure | None = None
 
     @property
-    def kind(self) -> Literal["run", "review"]:
-        """What does the work: a command or a human."""
+    def reserves(self) -> Mapping[str, float]:
+        """What an attempt holds: its resources, and the only place of its group."""
+        return self.resources if not self.group else {**self.resources, GROUP + self.group: 1.0}
+
+    @property
+    def kind(self) -> Literal["run", "agent", "review"]:
+        """What does the work: a command, a model or a human."""
+        if self.agent is not None:
+            return "agent"
         return "run" if self.review is None else "review"
 
 
@@ -226,7 +295,8 @@ class Secret:
 class Workflow:
     """One workflow file. `file` is its path as the user named it, `digest` the sha256 of its text.
 
-    `files` are those that it names (schemas, patches), relative to it.
+    `files` are those that it names (schemas, patches, rules), relative to it. `models` are tiers: a name
+    and its candidates (`vendor/name`) in order.
     """
 
     name: str
@@ -240,6 +310,9 @@ class Workflow:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     permissions: Permissions | None = None
     docker: Docker | None = None
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    provider: Provider = Provider()
+    mcp_servers: Mapping[str, McpServer] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     templates: Mapping[NodeId, Node] = field(default_factory=dict)
     file: str = ""
@@ -273,8 +346,8 @@ def param_accepts(param: Param, value: Json) -> bool:
 
 # ---------------------------------------------------------------- the compact JSON form
 
-_NESTED = {"inputs": Input, "outputs": Output, "params": Param, "secrets": Secret}
-_TUPLES = frozenset({"needs", "pass_env", "artifacts", "enum", "command"})
+_NESTED = {"inputs": Input, "outputs": Output, "params": Param, "secrets": Secret, "mcp_servers": McpServer}
+_TUPLES = frozenset({"needs", "pass_env", "artifacts", "enum", "command", "secrets", "skills", "tools", "mcp"})
 
 
 def _pack(value: object) -> Json:
@@ -325,7 +398,7 @@ def node_from_json(data: Mapping[str, Json]) -> Node:
 
 
 _NODE_SPECIAL = frozenset("run needs inputs pass_env secrets secret_files outputs artifacts retry review".split())
-_NODE_SPECIAL |= {"on_failure", "permissions", "docker"}
+_NODE_SPECIAL |= {"on_failure", "permissions", "docker", "agent"}
 
 
 def _unpack(key: str, value: Json) -> Json:
@@ -337,6 +410,12 @@ def _unpack(key: str, value: Json) -> Json:
         made = _retry(cast("dict[str, Json]", value))
     elif key == "review":
         made = Review(**cast("dict[str, Json]", value))  # type: ignore[arg-type]
+    elif key == "agent":
+        made = _nested(Agent, cast("dict[str, Json]", value))
+    elif key == "provider":
+        made = Provider(**cast("dict[str, Json]", value))  # type: ignore[arg-type]
+    elif key == "models":
+        made = {name: tuple(cast("list[str]", found)) for name, found in cast("dict[str, Json]", value).items()}
     elif key == "on_failure":
         made = _on_failure(cast("dict[str, Json]", value))
     elif key == "permissions":
@@ -367,6 +446,8 @@ def _on_failure(data: dict[str, Json]) -> OnFailure:
     kw: dict[str, object] = dict(data)
     if "fallback_node" in data:
         kw["fallback_node"] = node_from_json(cast("dict[str, Json]", data["fallback_node"]))
+    if "replanner" in data:
+        kw["replanner"] = _nested(Agent, cast("dict[str, Json]", data["replanner"]))
     if "review" in data:
         kw["review"] = Review(**cast("dict[str, Json]", data["review"]))  # type: ignore[arg-type]
     return OnFailure(**kw)  # type: ignore[arg-type]
@@ -392,7 +473,7 @@ def workflow_from_json(data: Mapping[str, Json]) -> Workflow:
     return Workflow(nodes=nodes, templates=templates, limits=limits, schedule=schedule, **rest)  # type: ignore[arg-type]
 
 
-_WORKFLOW_SPECIAL = frozenset({"params", "secrets", "permissions", "docker", "files"})
+_WORKFLOW_SPECIAL = frozenset("params secrets permissions docker files models provider mcp_servers".split())
 
 
 def _nodes(data: Json) -> dict[NodeId, Node]:

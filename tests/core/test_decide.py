@@ -224,11 +224,27 @@ def test_fail_fast_lets_a_tolerated_failure_pass() -> None:
         ("failed", False, Finish(RunStatus.FAILED, 1, "")),
         ("failed", True, Finish(RunStatus.COMPLETED, 0, "")),
         ("cancelled", False, Finish(RunStatus.FAILED, 1, "")),
+        ("over_budget", False, Finish(RunStatus.OVER_BUDGET, 5, "not enough money left for a")),
+        ("over_budget", True, Finish(RunStatus.COMPLETED, 0, "")),
     ],
 )
 def test_how_a_run_ends(outcome: str, tolerated: bool, finish: Finish) -> None:
     state = fold(begin(flow(node("a", continue_on_error=tolerated))), *ran("a", Outcome(outcome)))
     assert due(state) == [finish]
+
+
+def test_out_of_money_goes_before_failed() -> None:
+    plan = flow(node("bad"), *[node(f"a{k}") for k in range(5)])
+    state = fold(begin(plan), *ran("bad", FAILED), *[e for k in range(5) for e in ran(f"a{k}", Outcome.OVER_BUDGET)])
+    assert due(state) == [Finish(RunStatus.OVER_BUDGET, 5, "not enough money left for a0, a1, a2 and 2 more")]
+
+
+def test_a_node_that_got_its_money_later_is_not_out_of_it() -> None:
+    state = fold(begin(flow(node("a"))), *ran("a", Outcome.OVER_BUDGET))
+    fold(state, RunEnded(status=RunStatus.OVER_BUDGET, exit_code=5), EngineAttached(pid=2, revive=True))
+    assert starts(state) == ["a"]
+    fold(state, started("a", attempt=2), ended("a", FAILED, attempt=2))
+    assert due(state) == [Finish(RunStatus.FAILED, 1, "")]
 
 
 def test_an_empty_plan_and_one_where_all_is_skipped_complete() -> None:

@@ -17,7 +17,19 @@ from dagrun.core.patch import Insert, Patch, Remove, Retry
 from dagrun.core.plan import compile_plan
 from dagrun.core.pretend import Step, values_of
 from dagrun.core.rehearse import Case, Report, Stage, rehearse
-from dagrun.core.workflow import Fault, Input, Limits, Node, OnFailure, Output, Param, Review, Workflow, node_to_json
+from dagrun.core.workflow import (
+    Agent,
+    Fault,
+    Input,
+    Limits,
+    Node,
+    OnFailure,
+    Output,
+    Param,
+    Review,
+    Workflow,
+    node_to_json,
+)
 from dagrun.core.workflow import Retry as RetryPolicy
 from tests.core.strategies import World, plans, statuses
 
@@ -248,6 +260,27 @@ def test_fail_fast_gives_up_every_later_wave() -> None:
 def test_retries_do_not_multiply_the_work() -> None:
     policy = RetryPolicy(max_attempts=10**6, delay_s=60)
     assert case(rehearse(flow(node("a", retry=policy), node("b", "a"))), "a").lost == ("b",)
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_what_a_replanner_would_answer_is_not_known_and_counts_as_no_help() -> None:
+    wanted = OnFailure(replanner=Agent(model="strong"), review=Review())
+    found = case(rehearse(flow(node("a", on_failure=wanted), node("b", "a"))), "a")
+    assert [(s.kind, s.name, s.result) for s in found.steps] == [
+        ("replanner", "strong", "unknown"),
+        ("review", "", "taken"),
+    ]
+    assert (found.ends, found.protected, found.broken) == ("needs_review", True, False)
+    alone = case(rehearse(flow(node("a", on_failure=OnFailure(replanner=Agent())), node("b", "a"))), "a")
+    assert (alone.ends, alone.lost, alone.hole) == ("failed", ("b",), True)
+
+
+def test_agents_fail_too() -> None:
+    asked = replace(node("a"), run="", agent=Agent(prompt="Look."))
+    found = case(rehearse(flow(asked, node("b", "a"))), "a")
+    assert (found.ends, found.lost) == ("failed", ("b",))
 
 
 # ---------------------------------------------------------------- patches for a failure

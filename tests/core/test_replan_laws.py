@@ -47,7 +47,7 @@ from dagrun.core.patch import (
 from dagrun.core.plan import compile_plan
 from dagrun.core.reading import node_references
 from dagrun.core.replan import Verdict, admit, chain_length, fallback_patch
-from dagrun.core.state import RunState, new_state, signature, succeeded
+from dagrun.core.state import RunState, is_unasked, new_state, signature, succeeded
 from dagrun.core.undo import inverse
 from dagrun.core.workflow import Input, Limits, Node, OnFailure, Output, Review, Workflow, node_to_json
 from dagrun.core.workflow import Retry as RetryPolicy
@@ -91,6 +91,10 @@ def _check_standing(state: RunState, there: list[int]) -> None:
     assert set(state.removed) & set(state.running) <= set(state.cancelling)
     assert all(status[i] is Status.AWAITING_REVIEW for i in state.reviews)
     assert all(status[i] in (Status.RETRYING, Status.AWAITING_REVIEW) for i in state.escalating)
+    assert set(state.offers) <= set(state.asking) <= set(state.escalating)
+    assert all(state.replanners[replanner] == i for i, replanner in state.asking.items())
+    if not plan.workflow.fail_fast:  # which ends all that runs, as it is
+        assert all(i in state.cancelling for i in state.running if is_unasked(state, i))
     used: dict[str, float] = {}
     for attempt in state.running.values():
         for name, amount in attempt.reserved.items():
@@ -98,7 +102,7 @@ def _check_standing(state: RunState, there: list[int]) -> None:
     assert {k: v for k, v in state.used.items() if v} == used
     waking = {i for _, i in state.waking}
     for i in there:
-        hopeless = bool(state.broken[i]) and not plan.nodes[i].condition
+        hopeless = (bool(state.broken[i]) and not plan.nodes[i].condition) or is_unasked(state, i)
         if status[i] is Status.READY:
             assert not state.unmet[i]
             assert not hopeless

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dagrun.core.decide import Append, Finish, Room, Start, decide
@@ -32,14 +32,13 @@ from dagrun.core.trace import (
     cause,
     entry_to_json,
     iso_utc,
-    node_spans,
-    run_critical_path,
     run_duration_ms,
     totals,
     trace_entries,
     trace_entry,
     trace_to_json,
 )
+from dagrun.core.tracepath import node_spans, run_critical_path
 from dagrun.core.workflow import Node, Retry, Workflow
 
 BEGIN = 1_700_000_000.0
@@ -222,9 +221,14 @@ def test_totals_and_the_whole_trace() -> None:
         "worked_ms": 4000,
         "attempts": 3,
         "retries": 1,
+        "model_calls": 0,
         "input_tokens": 0,
         "output_tokens": 0,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
         "cost_usd": 0.0,
+        "reserved_usd": 0.0,
+        "cost_budget_usd": None,
     }
     assert (head["status"], head["exit_code"], head["outputs"], head["critical_path"]) == (
         "completed",
@@ -267,6 +271,7 @@ def test_the_path_goes_by_slots() -> None:
     st.integers(1, 4),
     st.sampled_from(Schedule),
 )
+@example([([], 0), ([], 0), ([], 0), ([], 0), ([0], 0), ([], 1), ([4], 0)], 1, Schedule.WAVES)
 def test_the_path_covers_the_run_without_a_gap(
     shape: list[tuple[list[int], int]], parallel: int, schedule: Schedule
 ) -> None:
