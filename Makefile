@@ -22,7 +22,7 @@ ARGS ?=
 # most tests wait for processes, so that four at a time are three times as fast on two processors
 WORKERS ?= 4
 
-.PHONY: help install demo test test-fast check lint fmt types layers schemas schemas-check bench docs docs-check lock clean
+.PHONY: help install install-llm demo test test-fast check lint fmt types layers schemas schemas-check bench docs docs-check lock clean
 
 help: ## what can be made
 	@echo "dagrun: make TARGET (ARGS='…' goes to pytest or to the benchmark)"
@@ -37,10 +37,13 @@ demo: install ## run a real workflow to its end: a retry, a skip, a timeout
 	@echo '$$ dagrun execute workflows/demo.yaml' >&2
 	@cd build/demo && ../../$(PY) -m dagrun execute ../../workflows/demo.yaml
 
-test: install ## all tests (ARGS='-k journal' for some)
+install-llm: install ## litellm too, which only live agents and the tests need
+	@sh scripts/install-llm.sh
+
+test: install-llm ## all tests (ARGS='-k journal' for some)
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: install ## all tests but the slow ones
+test-fast: install-llm ## all tests but the slow ones
 	@$(PY) -m pytest -m 'not slow' $(ARGS)
 
 check: lint types layers schemas-check docs-check test ## all that CI checks
@@ -73,7 +76,7 @@ docs: install ## run the commands shown in README and docs/, and write what they
 docs-check: install ## what README and docs/ show is what happens; no dead links
 	@$(PY) scripts/docs.py --check
 
-lock: ## renew requirements.lock from pyproject.toml
+lock: ## renew the locks from pyproject.toml
 	@sh scripts/lock.sh
 
 clean: ## remove all that make has made

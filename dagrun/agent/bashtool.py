@@ -128,7 +128,7 @@ def _end_all(child: subprocess.Popen[bytes]) -> int:
     others: set[int] = set()
     end = time.monotonic() + 5.0
     while time.monotonic() < end:
-        below = _descendants()
+        below = _descendants(child.pid)
         others |= below - {child.pid}
         for pid in below:
             with suppress(ProcessLookupError):
@@ -142,10 +142,18 @@ def _end_all(child: subprocess.Popen[bytes]) -> int:
     return len(others)
 
 
-def _descendants() -> set[int]:
-    """Everything below this process that is not dead: orphans come to it, since it is a subreaper."""
+def _descendants(first: int) -> set[int]:
+    """Everything below this process that is not dead: orphans come to it, since it is a subreaper.
+
+    `first` is the oldest process that can be among them. Where /proc is shut these are its children
+    only: those of a child come to it when that is killed.
+    """
+    try:
+        names = os.listdir("/proc")
+    except PermissionError:
+        return {pid for span in _pids_since(first) for pid in span if _is_child(pid)}
     parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in names:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
@@ -161,6 +169,31 @@ def _descendants() -> set[int]:
             found.add(kid)
             queue.append(kid)
     return found
+
+
+def _pids_since(first: int) -> list[range]:
+    """The numbers that the kernel may have given to processes since `first` was started: it counts up, then again."""
+    try:
+        newest = os.fork()
+    except OSError:
+        newest = 0
+    else:
+        if newest == 0:
+            os._exit(0)
+        os.waitpid(newest, 0)
+    if newest > first:
+        return [range(first, newest)]
+    with open("/proc/sys/kernel/pid_max", "rb") as file:
+        most = int(file.read())
+    return [range(first, most), range(2, newest or first)]
+
+
+def _is_child(pid: int) -> bool:
+    """Whether this is a child that is alive; one that is dead is only a number."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def _reap(pids: set[int]) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
-from collections.abc import Callable
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
+from fnmatch import translate
 
 _OPENAT2 = 437
 _BENEATH, _NO_MAGICLINKS, _NO_SYMLINKS = 0x08, 0x02, 0x04
@@ -41,15 +42,31 @@ class Roots:
 
     `read`, `write`: absolute paths without links; a write root can be read too. `deny`: a pattern
     without a slash matches a name at any depth, one with a slash a path relative to `cwd`, with all
-    below it. Nothing here outlives the process.
+    below it. `keys`: patterns of names that are denied inside a root but for those that `allow`
+    matches, or that are a root themselves. `fixed`: patterns of paths that are never written.
+    Nothing here outlives the process.
     """
 
-    def __init__(self, cwd: str, read: list[str], write: list[str], deny: list[str]) -> None:
+    def __init__(
+        self,
+        cwd: str,
+        read: list[str],
+        write: list[str],
+        deny: list[str],
+        keys: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        fixed: Sequence[str] = (),
+    ) -> None:
         self.cwd = os.path.normpath(cwd)
         self._write = [os.path.normpath(p) for p in write]
         self._read = [os.path.normpath(p) for p in read] + self._write
-        self._names = [p.rstrip("/") for p in deny if "/" not in p.rstrip("/")]
-        self._places = [os.path.normpath(os.path.join(self.cwd, p)) for p in deny if "/" in p.rstrip("/")]
+        self._names = _any_of([p.rstrip("/") for p in deny if "/" not in p.rstrip("/")])
+        self._places = _any_of([self._place(p) for p in deny if "/" in p.rstrip("/")])
+        self._keys, self._allow = _any_of(keys), _any_of(allow)
+        self._fixed = _any_of([self._place(p) for p in fixed])
+
+    def _place(self, pattern: str) -> str:
+        return os.path.normpath(os.path.join(self.cwd, pattern))
 
     def absolute(self, path: str) -> str:
         """The absolute form of a path that a model gave. Raises ToolError for one that can't be a path."""
@@ -59,13 +76,29 @@ class Roots:
 
     def is_denied(self, path: str) -> bool:
         """Whether an absolute path is one of those that may not be touched."""
-        if self._names and any(fnmatchcase(part, name) for part in path.split("/") for name in self._names):
+        if self._names is None and self._places is None and self._keys is None:
+            return False
+        parts = path.split("/")
+        if self._names is not None and any(map(self._names.fullmatch, parts[self._depth(path) :])):
             return True
-        for place in self._places:
-            parts = path.split("/")
-            if any(fnmatchcase("/".join(parts[:n]), place) for n in range(2, len(parts) + 1)):
-                return True
-        return False
+        return _is_at(parts, self._places) or (self._keys is not None and self._is_key(path, parts))
+
+    def is_fixed(self, path: str) -> bool:
+        """Whether an absolute path may be read and never written."""
+        return _is_at(path.split("/"), self._fixed)
+
+    def _depth(self, path: str) -> int:
+        """The number of the part of a path that is the name of the outermost root around it."""
+        return min((len(r.split("/")) - 1 for r in self._read if is_below(path, r)), default=0)
+
+    def _is_key(self, path: str, parts: list[str]) -> bool:
+        inside = range(self._depth(path) + 1, len(parts))
+        return any(self._named_as_key(parts[n]) and "/".join(parts[: n + 1]) not in self._read for n in inside)
+
+    def _named_as_key(self, name: str) -> bool:
+        if self._keys is None or self._keys.fullmatch(name) is None:
+            return False
+        return self._allow is None or self._allow.fullmatch(name) is None
 
     def roots(self, *, write: bool = False) -> list[str]:
         """Where searches may begin."""
@@ -104,6 +137,8 @@ class Roots:
         folder, name = os.path.split(absolute)
         if self.is_denied(absolute):
             raise ToolError(f"{path} is denied")
+        if self.is_fixed(absolute):
+            raise ToolError(f"{path} may be read, but is never written by a tool")
         top = self._top(root, path)
         try:
             steps = [s for s in os.path.relpath(folder, root).split("/") if s != "."]
@@ -146,7 +181,7 @@ class Roots:
             raise ToolError(reason(path, error)) from None
         finally:
             os.close(top)
-        if (self._names or self._places) and self.is_denied(os.readlink(f"/proc/self/fd/{fd}")):
+        if self.is_denied(os.readlink(f"/proc/self/fd/{fd}")):
             os.close(fd)
             raise ToolError(f"{path} is denied")
         return fd
@@ -163,6 +198,16 @@ class Roots:
             return os.open(root, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise ToolError(reason(path, error)) from None
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    """What matches the whole of a text that one of some patterns means; None for no pattern."""
+    return re.compile("|".join(map(translate, patterns))) if patterns else None
+
+
+def _is_at(parts: list[str], places: re.Pattern[str] | None) -> bool:
+    """Whether a path (its parts) is one of some places, or lies below one."""
+    return places is not None and any(places.fullmatch("/".join(parts[:n])) for n in range(2, len(parts) + 1))
 
 
 def is_below(path: str, root: str) -> bool:

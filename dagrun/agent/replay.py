@@ -129,7 +129,7 @@ def _recorded(data: dict[str, Json]) -> RecordedCall | RecordedTool:
         raise _BadLine(f"format {data['v']} of a recording is not known here")
     node = cast(str, data["node"])
     if "tool" in data:
-        arguments = _canonical(cast("dict[str, Json]", data["arguments"]))
+        arguments = canonical(cast("dict[str, Json]", data["arguments"]))
         output = ToolOutput(cast(bool, data["ok"]), cast(str, data["text"]))
         name, number = cast(str, data["name"]), cast(int, data["tool"])
         return RecordedTool(node=node, number=number, name=name, arguments=arguments, output=output)
@@ -141,7 +141,7 @@ def _recorded(data: dict[str, Json]) -> RecordedCall | RecordedTool:
     return RecordedCall(node=node, number=cast(int, data["call"]), digest=digest, answer=answer, request=request)
 
 
-def _canonical(arguments: dict[str, Json]) -> str:
+def canonical(arguments: dict[str, Json]) -> str:
     return json.dumps(arguments, sort_keys=True, separators=(",", ":"))
 
 
@@ -190,7 +190,7 @@ class Replay:
 
     def tool(self, node: NodeId, call: ToolCall) -> ToolOutput:
         """The recorded result, of the same time that this node calls this. Raises ReplayMiss."""
-        arguments = _canonical(dict(call.arguments or {}))
+        arguments = canonical(dict(call.arguments or {}))
         key = (node, _tool_key(call.name, arguments))
         found = self._results.get(key, [])
         if self._asked[key] >= len(found):

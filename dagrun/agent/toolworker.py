@@ -5,7 +5,7 @@ network of its own. What it may touch is held by the sandbox around it; the root
 are checked here once more, and are all there is at levels without walls. Standard library only: it
 runs as `python -I -S`, from source that came through stdin (worker.py).
 
-    → {"start": {"cwd", "read", "write", "deny"}}                     ← {"ready": 1}
+    → {"start": {"cwd", "read", "write", "deny", …}}   (beneath.Roots)   ← {"ready": 1}
     → {"id", "tool", "input", "room", "timeout_s"}  ← {"id", "ok", "content"} or {"id", "ok": false, "error"}
 """
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from dagrun.agent.bashtool import bash
+from dagrun.agent.bashtool import TIMEOUT_MS, bash
 from dagrun.agent.beneath import Roots, ToolError
 from dagrun.agent.filetools import edit, read, write
 from dagrun.agent.searchtools import glob, grep
@@ -55,7 +55,7 @@ def serve(calls: BinaryIO, results: BinaryIO) -> int:
             return 2
         if "start" in call:
             start = call["start"]
-            roots = Roots(start["cwd"], start["read"], start["write"], start["deny"])
+            roots = Roots(**start)
             os.chdir(roots.cwd)
             answer: dict[str, Any] = {"ready": 1}
         elif roots is None:
@@ -73,11 +73,13 @@ def _answer(roots: Roots, call: dict[str, Any]) -> dict[str, Any]:
         return {"ok": False, "error": f"there is no tool `{call.get('tool')}`"}
     if not isinstance(given, dict):
         return {"ok": False, "error": "the input of a tool is an object"}
-    room = call.get("room", ROOM)
+    room, timeout_s = call.get("room", ROOM), call.get("timeout_s", TIMEOUT_S)
+    if tool is bash:
+        given = _in_time(given, timeout_s)
     try:
         signal.signal(signal.SIGALRM, _alarm)
         # Bash has a time limit of its own, and has to clean up after it
-        signal.setitimer(signal.ITIMER_REAL, 0 if tool is bash else call.get("timeout_s", TIMEOUT_S))
+        signal.setitimer(signal.ITIMER_REAL, 0 if tool is bash else timeout_s)
         try:
             return {"ok": True, "content": tool(roots, given, room)}
         finally:
@@ -88,6 +90,12 @@ def _answer(roots: Roots, call: dict[str, Any]) -> dict[str, Any]:
         return {"ok": False, "error": "it took too long: search more narrowly"}
     except (OSError, MemoryError, RecursionError) as error:
         return {"ok": False, "error": f"it can't be done: {getattr(error, 'strerror', None) or type(error).__name__}"}
+
+
+def _in_time(given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """The input of Bash with a time limit that is at most that of the call."""
+    wanted, most = given.get("timeout", TIMEOUT_MS), max(1, int(timeout_s * 1000))
+    return {**given, "timeout": most} if type(wanted) is int and wanted > most else given
 
 
 def _alarm(number: int, frame: object) -> None:

@@ -17,11 +17,15 @@ from secrets import randbits
 from dagrun.core.names import Json
 
 MODULES = ("beneath", "filetools", "searchtools", "bashtool", "toolworker")
+MAX_CALL_BYTES = 16 << 20  # a longer one ends the worker
 MAX_RESULT_BYTES = 32 << 20
 
 # reads N bytes of source from stdin; what follows on stdin are calls
 _BOOT = """\
 import sys, json, types
+if sys.version_info < (3, 10):
+    print(json.dumps({'unfit': '%d.%d' % sys.version_info[:2]}), flush=True)
+    sys.exit(4)
 data = b''
 while len(data) < int(sys.argv[1]):
     piece = sys.stdin.buffer.read(int(sys.argv[1]) - len(data))
@@ -48,6 +52,10 @@ class WorkerLost(Exception):
     """The worker said something that is no result, or ended: start another one."""
 
 
+class WorkerUnfit(WorkerLost):
+    """The Python that is there can't run the worker: no other one will do better."""
+
+
 def worker_argv(python: str = "") -> tuple[str, ...]:
     """The command that is to be run inside the sandbox; its stdin then takes `opening`."""
     # not the link of a virtual environment: only what it points to need be seen, and -S ignores the rest
@@ -65,8 +73,19 @@ class Conversation:
     Calls have random numbers: a command that gets hold of the worker's output can't answer in its place.
     """
 
-    def __init__(self, cwd: str, read: Sequence[str], write: Sequence[str], deny: Sequence[str]) -> None:
+    def __init__(
+        self,
+        cwd: str,
+        read: Sequence[str],
+        write: Sequence[str],
+        deny: Sequence[str],
+        *,
+        keys: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        fixed: Sequence[str] = (),
+    ) -> None:
         self._start: dict[str, Json] = {"cwd": cwd, "read": list(read), "write": list(write), "deny": list(deny)}
+        self._start |= {"keys": list(keys), "allow": list(allow), "fixed": list(fixed)}
         self._buffer = bytearray()
         self._asked: set[int] = set()
         self.ready = False
@@ -104,6 +123,8 @@ class Conversation:
             case {"ready": 1}:
                 self.ready = True
                 return None
+            case {"unfit": str(version)} if not self.ready:
+                raise WorkerUnfit(f"the tools need Python 3.10 or newer, and python3 is {version[:20]} there")
             case {"id": int(number), "ok": True, "content": str(text)} if number in self._asked:
                 self._asked.remove(number)
                 return ToolResult(number, True, text)
@@ -115,7 +136,8 @@ class Conversation:
 
 
 def _line(message: Mapping[str, Json]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
+    # half of a surrogate pair is for the worker to refuse, in words for the model
+    return json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 _MADE: list[bytes] = []
