@@ -65,11 +65,11 @@ def validate(
 
 
 def _check(file: str, strict: bool) -> Checked:
+    from dagrun.cli.files import load_flow
     from dagrun.core.plan import compile_plan
-    from dagrun.flowfile.load import read_workflow
 
     try:
-        loaded = read_workflow(file)
+        loaded = load_flow(file)
     except InputError as error:
         return Checked(file, False, 0, 0, error.problems)
     plan = compile_plan(loaded.workflow)

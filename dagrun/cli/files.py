@@ -1,11 +1,51 @@
-"""Files that a command line names: read whole, written all or nothing."""
+"""Files that a command line names: read whole, written all or nothing; workflows with all that can be checked."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from dagrun.errors import EnvironmentFault, UsageError
+from dagrun.errors import EnvironmentFault, InputError, UsageError
+
+if TYPE_CHECKING:
+    from dagrun.core.workflow import Workflow
+    from dagrun.errors import Problem
+    from dagrun.flowfile.load import Loaded
+
+
+def load_flow(path: str, *, provider: str = "", prices: bool = True) -> Loaded:
+    """The checked workflow in a file, its agents included; `provider` (live, fake) in place of the file's own.
+
+    Without `prices` no model needs one: a replay has those of its run. Raises InputError with all problems,
+    UsageError when there is no such file.
+    """
+    from dagrun.flowfile.load import Loaded, read_workflow
+
+    loaded = read_workflow(path)
+    found = agent_problems(loaded.workflow, provider=provider, prices=prices)
+    if not found:
+        return loaded
+    if any(p.severity == "error" for p in found):
+        raise InputError((*loaded.warnings, *found))
+    return Loaded(loaded.workflow, (*loaded.warnings, *found))
+
+
+def agent_problems(workflow: Workflow, *, provider: str = "", prices: bool = True) -> tuple[Problem, ...]:
+    """What is wrong with the agents of a workflow on this machine: skills, prices, rules. None without agents."""
+    from dagrun.core.agents import has_agents
+
+    if not has_agents(workflow) and not workflow.provider.rules:
+        return ()
+    from dagrun.agent.checks import problems
+
+    home = os.environ.get("HOME", "")
+    return tuple(problems(workflow, base_of(workflow), home, provider=provider, prices=prices))
+
+
+def base_of(workflow: Workflow) -> str:
+    """The folder that what a workflow names is relative to."""
+    return os.getcwd() if workflow.file == "<stdin>" else os.path.dirname(os.path.abspath(workflow.file))
 
 
 def read_file(path: str, what: str) -> bytes:

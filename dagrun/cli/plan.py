@@ -16,6 +16,7 @@ from dagrun.core.names import Json, NodeId, Outcome
 from dagrun.errors import DagrunError, InputError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from dagrun.agent.estimate import Total
     from dagrun.core.plan import Plan
     from dagrun.core.state import RunState
     from dagrun.core.workflow import Node, Workflow
@@ -47,9 +48,10 @@ def plan(
     permissions: bool = typer.Option(False, "--permissions", help="What each node may do instead, and why."),
     revision: int | None = _REVISION,
 ) -> None:
-    """Show what would run: waves, what is skipped, the critical path, how long it takes.
+    """Show what would run: waves, what is skipped, the critical path, how long it takes, what it can cost.
 
-    Times are medians of earlier runs of the same workflow, or the author's estimates.
+    Times are medians of earlier runs of the same workflow, or the author's estimates. The worst case of
+    an agent: every attempt takes all its turns, with prompts and answers as large as they may get.
     """
     settings: Settings = ctx.obj
     form = _chosen_form(form, mermaid=mermaid, dot=dot, json=settings.json)
@@ -92,12 +94,12 @@ def _chosen_form(form: str, **flags: bool) -> str:
 
 
 def _of_file(file: str, pairs: list[str], params_file: str) -> tuple[Plan, dict[str, Json]]:
+    from dagrun.cli.files import load_flow
     from dagrun.cli.params import typed_params
     from dagrun.core.plan import compile_plan
-    from dagrun.flowfile.load import read_workflow
 
     try:
-        workflow = read_workflow(file).workflow
+        workflow = load_flow(file).workflow
     except InputError as error:
         error.hint = error.hint or f"fix that, then: dagrun plan {file}"
         raise
@@ -133,6 +135,7 @@ def show_plan(
     """Print a plan in one of FORMATS; `left_out` nodes are not in it."""
     from dagrun.core.plan import compile_plan
     from dagrun.engine.session import Options, make_room
+    from dagrun.view.costs import cost_json, cost_text
     from dagrun.view.graph import plan_dot, plan_json, plan_mermaid, plan_text
 
     if form == "mermaid":
@@ -144,14 +147,41 @@ def show_plan(
     room = make_room(plan.workflow, Options(project=os.getcwd(), parallel=parallel)).parallel
     known = past_durations(plan.workflow.name)
     timed = compile_plan(plan.workflow, plan.revision, known) if known else plan
+    costs = _costs(plan.workflow)
     if form == "json":
-        emit_json({**plan_json(timed, room_parallel=room, params=params, estimates=known), "not_selected": left_out})
+        made = plan_json(timed, room_parallel=room, params=params, estimates=known)
+        emit_json({**made, "not_selected": left_out, "cost": cost_json(costs) if costs else None})
         return
     look = look_for(settings, sys.stdout)
     text = plan_text(timed, width=look.width, room_parallel=room, params=params, estimates=known, look=look)
     emit(text.rstrip("\n"))
+    if costs:
+        emit(cost_text(costs, width=look.width).rstrip("\n"))
     if left_out:
         emit(f"left    {left_out} node{'' if left_out == 1 else 's'} not selected")
+
+
+def _costs(workflow: Workflow) -> Total | None:
+    """What the agents of a workflow can cost at most; None where it has none."""
+    from dagrun.core.agents import has_agents
+
+    if not has_agents(workflow):
+        return None
+    from dagrun.agent.checks import is_fake, priced
+    from dagrun.agent.estimate import worst_costs
+    from dagrun.agent.skills import find, search_path
+    from dagrun.cli.files import base_of
+
+    places = search_path(base_of(workflow), os.environ.get("HOME", ""))
+
+    def size(name: str) -> int:
+        try:
+            return len(find(name, places).body.encode())
+        except (InputError, NotFoundError):  # of a run, whose skills may be gone since
+            return 0
+
+    fake = is_fake(workflow)
+    return worst_costs(workflow, priced(workflow, fake=fake), fake=fake, skill_bytes=size)
 
 
 def show_selection(settings: Settings, workflow: Workflow, options: Options) -> None:

@@ -104,9 +104,11 @@ _STUBS: dict[str, dict[str, Value]] = {
     "templates": {"run": "true"},
     "params": {},
     "secrets": {"env": "NAME"},
+    "mcp_servers": {"command": ["true"]},
 }
-_BY_KEY = ("defaults", "limits", "permissions", "docker")  # of which only the wrong keys are taken out
-_BY_NAME = ("inputs", "outputs", "env")
+# of which only the wrong keys are taken out
+_BY_KEY = ("defaults", "limits", "permissions", "docker", "provider", "models")
+_BY_NAME = ("inputs", "outputs", "env", "agent")
 _NODES = ("nodes", "templates")
 
 
@@ -190,7 +192,7 @@ def _opened(workflow: Workflow, broken: set[Path]) -> Workflow:
         node = made[group].get(name)
         if node and (unknown or "inputs" in own):
             node = replace(node, inputs=_Open(node.inputs))  # type: ignore[arg-type]
-        if node and (unknown or own & {"outputs", "output_schema"}):
+        if node and (unknown or own & {"outputs", "output_schema", "agent"}):
             node = replace(node, outputs=_Open(node.outputs))  # type: ignore[arg-type]
         if node and node.review is None and (unknown or own & _CONFINING):
             node = _unconfined(workflow, node)
@@ -200,7 +202,11 @@ def _opened(workflow: Workflow, broken: set[Path]) -> Workflow:
     params: Mapping[str, object] = _Open(workflow.params) if "params" in tops else workflow.params
     secrets: Mapping[str, object] = _Open(workflow.secrets) if "secrets" in tops else workflow.secrets
     docker = Docker(image="unknown") if broken & _DOCKER else workflow.docker
-    return replace(workflow, **made, params=params, secrets=secrets, docker=docker)  # type: ignore[arg-type]
+    named = {str(p[0]) for p in broken if p}
+    models: Mapping[str, object] = _Open(workflow.models) if "models" in named else workflow.models
+    servers: Mapping[str, object] = _Open(workflow.mcp_servers) if "mcp_servers" in named else workflow.mcp_servers
+    opened = {"params": params, "secrets": secrets, "docker": docker, "models": models, "mcp_servers": servers}
+    return replace(workflow, **made, **opened)  # type: ignore[arg-type]
 
 
 def _unconfined(workflow: Workflow, node: Node) -> Node:

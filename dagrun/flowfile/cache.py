@@ -21,7 +21,7 @@ from dagrun.core.names import Json
 from dagrun.core.workflow import Workflow, workflow_from_json, workflow_to_json
 from dagrun.errors import Problem
 
-FORMAT = 5  # of the entries and of what checking means: raise it when either changes
+FORMAT = 6  # of the entries and of what checking means: raise it when either changes
 MAX_FILES = 64
 MAX_BYTES = 256 * 1024 * 1024
 

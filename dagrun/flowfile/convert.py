@@ -5,33 +5,43 @@ Pure but for the files that a workflow names; what is wrong with those comes bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from dagrun.core.names import Json, Outcome, Schedule, is_id
-from dagrun.core.permissions import LEVELS, Isolation
+from dagrun.core.agents import TEXT_OUTPUT, default_level
+from dagrun.core.names import Json, Outcome, Schedule
+from dagrun.core.permissions import LEVELS, NO_PERMISSIONS, Isolation
 from dagrun.core.workflow import (
     NO_RETRY,
     Fault,
     Input,
     Limits,
+    McpServer,
     Node,
     OnFailure,
-    Output,
     Param,
+    Provider,
     Retry,
     Review,
     Secret,
     Workflow,
 )
-from dagrun.flowfile import contracts, fields
-from dagrun.flowfile.permissionschema import floor_of, to_docker, to_permissions
+from dagrun.flowfile import fields, outputs
+from dagrun.flowfile.agentschema import (
+    McpServerFile,
+    ProviderFile,
+    provider_faults,
+    server_faults,
+    to_agent,
+    to_provider,
+    to_server,
+)
+from dagrun.flowfile.permissionschema import PermissionsFile, floor_of, to_docker, to_permissions
 from dagrun.flowfile.schema import (
     DefaultsFile,
     InputFile,
     NodeFile,
     OnFailureFile,
-    OutputFile,
     ParamFile,
     RetryFile,
     ReviewFile,
@@ -50,6 +60,9 @@ class Documents(Protocol):
 
     def patch(self, name: str, path: Path) -> Json:
         """The patch in a file, not yet checked, or None after noting what is wrong with its text."""
+
+    def text(self, name: str, path: Path) -> str:
+        """The text of a file, or "" after noting what is wrong with it."""
 
 
 class Converter:
@@ -80,6 +93,9 @@ class Converter:
             secrets={n: self._secret(n, s) for n, s in (made.secrets or {}).items()} if made.secrets else {},
             permissions=to_permissions(made.permissions) if "permissions" in written else None,
             docker=to_docker(made.docker) if "docker" in written else None,
+            models=made.models or {},
+            provider=self._provider(made.provider) if "provider" in written else Provider(),
+            mcp_servers={n: self._server(n, s) for n, s in (made.mcp_servers or {}).items()},
             outputs=made.outputs or {},
             templates={i: self.node(("templates", i), i, node, folded) for i, node in templates.items()},
             file=file,
@@ -90,7 +106,7 @@ class Converter:
         """The node that stands at `path` of the file; its model must have no unknown parts."""
         values = made.__dict__
         written = made.__pydantic_fields_set__
-        kw: dict[str, Any] = dict(defaults.values if "review" not in written else defaults.of_review)
+        kw: dict[str, Any] = dict(defaults.of(written))
         for key in written:
             if key in _SAME:
                 kw[_SAME[key]] = values[key]
@@ -109,12 +125,38 @@ class Converter:
         if "inputs" in written:
             kw["inputs"] = {k: self._input((*path, "inputs", k), k, v) for k, v in made.inputs.items()}
         if "outputs" in written or "output_schema" in written:
-            self._outputs(path, made, kw)
+            given = outputs.of_agent if "agent" in written else outputs.of_command
+            kw["outputs"], schema = given(path, made, self._documents, self.faults)
+            if schema is not None:
+                kw["output_schema"] = schema
+        if "agent" in written and "review" not in written:
+            self._agent(path, made, defaults, kw)
         if "review" in written:
             kw["review"] = _review(made.review)
         if "on_failure" in written:
             kw["on_failure"] = self._on_failure((*path, "on_failure"), name, made.on_failure, defaults)
         return Node(id=name, **kw)
+
+    def _agent(self, path: Path, made: NodeFile, defaults: Defaults, kw: dict[str, Any]) -> None:
+        """An agent and its level; the core can't tell one that is written from the one that it would have."""
+        kw["agent"] = agent = to_agent(made.agent)
+        kw.setdefault("outputs", dict(TEXT_OUTPUT))
+        usual = default_level(agent)
+        if kw.setdefault("isolation", usual) == usual == "context" and "isolation" in made.model_fields_set:
+            own = (made.permissions if "permissions" in made.model_fields_set else None, defaults.permissions)
+            if defaults.holds or any(map(_holds, own)):
+                message = "isolation `context` holds no paths and no network, and permissions declare them"
+                hint = "write isolation: process (or container), or leave it out"
+                self.faults.append(Fault((*path, "isolation"), "not-held", message, hint))
+
+    def _provider(self, made: ProviderFile) -> Provider:
+        self.faults.extend(provider_faults(made))
+        return to_provider(made, self._documents.text(made.rules, ("provider", "rules")) if made.rules else "")
+
+    def _server(self, name: str, made: McpServerFile) -> McpServer:
+        if ("mcp_servers", name) not in self._told:
+            self.faults.extend(server_faults(made, name))
+        return to_server(made)
 
     def _confined(self, path: Path, made: NodeFile, defaults: Defaults, kw: dict[str, Any]) -> None:
         """What confines a node, and the secrets that it gets all the same."""
@@ -135,15 +177,15 @@ class Converter:
             return
         if "isolation" not in written:
             kw["isolation"] = floor  # that of `defaults` gives way
-        elif made.isolation == "process":  # the core can't tell it from one that is not written
-            message = f"isolation `process` is less than `{floor}`, which permissions.isolation asks for"
+        elif made.isolation == "process" or "agent" in written:  # the core can't tell it from one that is unwritten
+            message = f"isolation `{made.isolation}` is less than `{floor}`, which permissions.isolation asks for"
             self.faults.append(Fault((*path, "isolation"), "below-floor", message, f"write {floor}, or remove it"))
 
     def _on_failure(self, path: Path, name: str, made: OnFailureFile, defaults: Defaults) -> OnFailure:
         written = made.model_fields_set
         kw: dict[str, Any] = {}
         if not written:
-            hint = "write {fallback: TEMPLATE}, {replan: FILE} or {review: {}}"
+            hint = "write {fallback: TEMPLATE}, {replan: FILE}, {replanner: {…}} or {review: {}}"
             self.faults.append(Fault(path, "no-step", "`on_failure` does not say what to try", hint, on_key=True))
         if "fallback" in written:
             fallback: object = made.fallback
@@ -154,6 +196,8 @@ class Converter:
         if "replan" in written:
             kw["replan"] = made.replan
             kw["replan_patch"] = self._documents.patch(made.replan, (*path, "replan"))
+        if "replanner" in written:
+            kw["replanner"] = to_agent(made.replanner)
         if "review" in written:
             kw["review"] = _review(made.review)
             at = made.review.message.find("${{")
@@ -182,62 +226,6 @@ class Converter:
             has_default="default" in written,
             default=made.default,
         )
-
-    def _outputs(self, path: Path, made: NodeFile, kw: dict[str, Any]) -> None:
-        outputs = {k: self._output((*path, "outputs", k), v) for k, v in (made.outputs or {}).items()}
-        if "output_schema" in made.model_fields_set:
-            schema = self._schema(made.output_schema, (*path, "output_schema"))
-            kw["output_schema"] = schema
-            for name in self._properties(schema, (*path, "output_schema")):
-                outputs.setdefault(name, Output())
-        kw["outputs"] = outputs
-
-    def _properties(self, schema: Json, path: Path) -> list[str]:
-        """The outputs that an `output_schema` declares."""
-        if schema is None:  # its file could not be read: that is said already
-            return []
-        if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-            message = "`output_schema` must describe an object: its properties are the outputs"
-            self.faults.append(Fault(path, "bad-schema", message, "write {type: object, properties: {…}}"))
-            return []
-        properties = schema.get("properties")
-        names = list(properties) if isinstance(properties, dict) else []
-        for name in names:
-            if name == "status":
-                message = "`status` is a reserved name: every node has it"
-                self.faults.append(Fault(path, "reserved", message, "take another name for this property"))
-            elif not is_id(name):
-                message = f"the property `{name}` of `output_schema` is no id, so no node can read it as an output"
-                self.faults.append(Fault(path, "bad-id", message, fields.id_rule(name), severity="warning"))
-        return [n for n in names if is_id(n) and n != "status"]
-
-    def _output(self, path: Path, made: OutputFile) -> Output:
-        source = made.from_
-        if source == "file" and not made.file:
-            self.faults.append(
-                Fault(path, "bad-output", "`from: file` needs the name of the `file`", "add file: NAME", on_key=True)
-            )
-        if made.file and source != "file":
-            hint = "write from: file" if "from_" not in made.model_fields_set else "remove it, or write from: file"
-            self.faults.append(
-                Fault((*path, "file"), "bad-output", f"`file` has no meaning with `from: {source}`", hint, on_key=True)
-            )
-        if made.path and source == "stdout":
-            hint = "write from: json to read stdout as JSON"
-            self.faults.append(
-                Fault((*path, "path"), "bad-output", "`path` selects in JSON, but `stdout` is text", hint, on_key=True)
-            )
-        schema = self._schema(made.schema_, (*path, "schema")) if made.schema_ is not None else None
-        return Output(source=source, file=made.file, path=made.path, schema=schema)
-
-    def _schema(self, document: Json, path: Path) -> Json:
-        if isinstance(document, str):
-            document = self._documents.read(document, path)
-            if isinstance(document, dict):
-                self.faults.extend(contracts.check(document, path, in_file=True))
-        elif isinstance(document, dict):
-            self.faults.extend(contracts.check(document, path, in_file=False))
-        return document
 
     def _param(self, name: str, made: ParamFile) -> Param:
         path: Path = ("params", name)
@@ -296,10 +284,9 @@ _SAME = {
     "idempotent": "idempotent",
     "continue_on_error": "continue_on_error",
     "isolation": "isolation",
+    "group": "group",
     "estimate": "estimate_s",
 }
-
-
 _CEILINGS = {"output": "output_bytes", "pids": "pids", "file_size": "file_size"}
 _CONFINING = frozenset({"isolation", "permissions", "docker", "secrets"})
 
@@ -311,12 +298,14 @@ def _review(made: ReviewFile) -> Review:
 class Defaults:
     """What `defaults:` gives to each node: `values` by field of Node, `of_review` those that a review takes.
 
-    An isolation from `defaults` gives way to `floor`, the least level of the run.
+    An isolation from `defaults` gives way to `floor`, the least level of the run. `holds`: the run
+    declares paths or network.
     """
 
-    def __init__(self, made: DefaultsFile | None, floor: Isolation = "none") -> None:
+    def __init__(self, made: DefaultsFile | None, floor: Isolation = "none", *, holds: bool = False) -> None:
         written = made.model_fields_set if made else set()
         self.floor: Isolation = floor
+        self.holds = holds
         self.permissions = made.permissions if made and "permissions" in written else None
         self.docker = made.docker if made and "docker" in written else None
         self._retry = made.retry if made and "retry" in written else None
@@ -331,11 +320,17 @@ class Defaults:
             self.values["docker"] = to_docker(self.docker)
         self.confining = "isolation" in self.values
         self.of_review = {k: v for k, v in self.values.items() if k == "continue_on_error"}
+        self.of_agent = {k: v for k, v in self.values.items() if k not in ("shell", "cwd")}
 
     @classmethod
     def of_run(cls, workflow: Workflow) -> Defaults:
         """Those of a run, whose nodes have theirs already: none but its floor."""
-        return cls(None, (workflow.permissions.isolation or "none") if workflow.permissions else "none")
+        run = workflow.permissions or NO_PERMISSIONS
+        return cls(None, run.isolation or "none", holds=run.paths is not None or run.network is not None)
+
+    def of(self, keys: Collection[str]) -> Mapping[str, Any]:
+        """What a node with these keys gets, by field of Node."""
+        return self.of_review if "review" in keys else self.of_agent if "agent" in keys else self.values
 
     def retry(self, own: RetryFile | None) -> Retry:
         """A node's retry: its own keys over those of the defaults; without any it runs once."""
@@ -351,8 +346,13 @@ class Defaults:
 def defaults_of(made: WorkflowFile) -> Defaults:
     """What the nodes of a file have unless they say otherwise."""
     written = made.model_fields_set
-    floor = floor_of(made.permissions) if "permissions" in written else "none"
-    return Defaults(made.defaults if "defaults" in written else None, floor)
+    run = made.permissions if "permissions" in written else None
+    return Defaults(made.defaults if "defaults" in written else None, floor_of(run), holds=_holds(run))
+
+
+def _holds(scope: PermissionsFile | None) -> bool:
+    """Whether a scope declares what only a process can be held to."""
+    return scope is not None and not scope.model_fields_set.isdisjoint(("paths", "network"))
 
 
 _RETRY = {

@@ -8,19 +8,25 @@ named stand in the document themselves, but for patches of `on_failure`, which k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from typing import cast
 
+from dagrun.core.agents import TEXT_OUTPUT, default_level
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, Schedule, parse_duration
 from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.workflow import (
     NO_RETRY,
+    Agent,
     Docker,
     Input,
     Limits,
+    McpServer,
     Node,
     OnFailure,
     Output,
     Param,
+    Provider,
     Retry,
     Review,
     Secret,
@@ -31,6 +37,10 @@ from dagrun.flowfile.emit import dump_yaml
 __all__ = ["dump_yaml", "named_patches", "node_to_document", "workflow_to_document"]
 
 _PLAIN = Node(id="_")
+# as JSON, since lists are written
+_PLAIN_AGENT: dict[str, Json] = {
+    f.name: [] if f.default == () else cast(Json, f.default) for f in fields(Agent)
+}
 _PLAIN_RETRY = Retry()
 _PLAIN_LIMITS = Limits()
 
@@ -41,6 +51,8 @@ def node_to_document(node: Node, *, long: bool = False) -> dict[str, Json]:
     _put(made, "title", node.title, "")
     if node.review is not None:
         made["review"] = _review(node.review, long)
+    elif node.agent is not None:
+        made["agent"] = agent_to_document(node.agent, long=long)
     elif node.run:
         made["run"] = node.run if isinstance(node.run, str) else list(node.run)
     _put(made, "shell", node.shell, "sh")
@@ -60,7 +72,8 @@ def node_to_document(node: Node, *, long: bool = False) -> dict[str, Json]:
     _put(made, "grace", duration(node.grace_s), duration(DEFAULT_GRACE_S))
     _put(made, "idempotent", node.idempotent, True)
     _put(made, "continue_on_error", node.continue_on_error, False)
-    _put(made, "isolation", node.isolation, _PLAIN.isolation)
+    _put(made, "isolation", node.isolation, _usual_level(node))
+    _put(made, "group", node.group, "")
     if node.permissions is not None:
         made["permissions"] = permissions_to_document(node.permissions)
     if node.docker is not None:
@@ -86,6 +99,9 @@ def workflow_to_document(workflow: Workflow, *, long: bool = False) -> dict[str,
     if workflow.docker is not None:
         made["docker"] = _docker(workflow.docker, long)
     _put(made, "secrets", {name: _secret(s) for name, s in workflow.secrets.items()}, {})
+    _put(made, "models", {name: list(found) for name, found in workflow.models.items()}, {})
+    _put(made, "provider", provider_to_document(workflow.provider), {})
+    _put(made, "mcp_servers", {name: _server(s) for name, s in workflow.mcp_servers.items()}, {})
     made["nodes"] = {name: node_to_document(node, long=long) for name, node in workflow.nodes.items()}
     _put(made, "templates", {name: node_to_document(n, long=long) for name, n in workflow.templates.items()}, {})
     _put(made, "outputs", dict(workflow.outputs), {})
@@ -112,6 +128,57 @@ def _put(made: dict[str, Json], key: str, value: object, default: object) -> Non
 # ---------------------------------------------------------------- parts
 
 
+def agent_to_document(agent: Agent, *, long: bool = False) -> Json:
+    """An agent as it is written in a file."""
+    made: dict[str, Json] = {}
+    for key, default in _PLAIN_AGENT.items():
+        value = getattr(agent, key)
+        _put(made, key, list(value) if isinstance(value, tuple) else value, default)
+    return agent.prompt if made.keys() == {"prompt"} and not long else made
+
+
+def _usual_level(node: Node) -> str:
+    """The level that a node has when nothing is said."""
+    if node.agent is None:
+        return _PLAIN.isolation
+    return default_level(node.agent)
+
+
+def provider_to_document(provider: Provider) -> dict[str, Json]:
+    """A provider as it is written in a file; what its rules file holds is left out."""
+    made: dict[str, Json] = {}
+    _put(made, "kind", provider.kind, "live")
+    _put(made, "rules", provider.rules, "")
+    _put(made, "base_url", provider.base_url, "")
+    _put(made, "prices", {model: _price(said) for model, said in provider.prices.items()}, {})
+    _put(made, "budget", provider.budget, "strict")
+    return made
+
+
+def _price(said: Mapping[str, Json]) -> Json:
+    """A price with plain numbers wherever one is read as exactly its text."""
+    made: dict[str, Json] = {}
+    for key, text in said.items():
+        made[key] = text
+        for kind in (int, float) if isinstance(text, str) else ():
+            with suppress(ValueError):
+                if repr(number := kind(str(text))) == text:
+                    made[key] = number
+                    break
+    return made
+
+
+def _server(server: McpServer) -> Json:
+    made: dict[str, Json] = {}
+    _put(made, "command", list(server.command), [])
+    _put(made, "url", server.url, "")
+    _put(made, "env", dict(server.env), {})
+    _put(made, "secrets", list(server.secrets), [])
+    _put(made, "headers", dict(server.headers), {})
+    _put(made, "digest", server.digest, "")
+    return made
+
+
 def _review(review: Review, long: bool) -> Json:
     made: dict[str, Json] = {}
     _put(made, "message", review.message, "")
@@ -127,6 +194,8 @@ def _on_failure(wanted: OnFailure, long: bool) -> Json:
     if wanted.fallback_node is not None:
         made["fallback"] = node_to_document(wanted.fallback_node, long=long)
     _put(made, "replan", wanted.replan, "")
+    if wanted.replanner is not None:
+        made["replanner"] = agent_to_document(wanted.replanner, long=long)
     if wanted.review is not None:
         made["review"] = _review(wanted.review, long)
     return "review" if made == {"review": {}} and not long else made
@@ -154,6 +223,8 @@ def _input(item: Input, long: bool) -> Json:
 def _outputs(node: Node) -> dict[str, Json]:
     """The declared outputs, without those that only repeat a property of `output_schema`."""
     schema = node.output_schema
+    if node.agent is not None and schema is None and node.outputs == TEXT_OUTPUT:
+        return {}
     properties = schema.get("properties") if isinstance(schema, dict) else None
     given = properties.keys() if isinstance(properties, dict) else set()
     plain = Output()

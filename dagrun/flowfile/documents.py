@@ -49,15 +49,33 @@ class Documents:
         except fields.Wrong:  # said again, with its place, when the patch is checked
             return None
 
-    def _tree(self, name: str, path: Path) -> Tree | None:
-        """The text of a file as a tree, or None after noting what is wrong with it."""
+    def text(self, name: str, path: Path) -> str:
+        """The text of a file as it is, or "" after noting what is wrong with it."""
+        data = self._bytes(name, path)
+        if data is None:
+            return ""
         try:
-            data = read_regular(os.path.join(self._base, name))
+            found = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.faults.append(Fault(path, "unreadable-file", f"can't read `{name}`: it is not UTF-8 text"))
+            return ""
+        self.digests[name] = sha256(data).hexdigest()
+        return found
+
+    def _bytes(self, name: str, path: Path) -> bytes | None:
+        try:
+            return read_regular(os.path.join(self._base, name))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             if isinstance(error, FileNotFoundError):
                 reason = "there is no such file (it is looked for beside the file that names it)"
             self.faults.append(Fault(path, "unreadable-file", f"can't read `{name}`: {reason}", self._near(name)))
+            return None
+
+    def _tree(self, name: str, path: Path) -> Tree | None:
+        """The text of a file as a tree, or None after noting what is wrong with it."""
+        data = self._bytes(name, path)
+        if data is None:
             return None
         try:
             tree = parse(data, os.path.join(self._shown, name))
@@ -124,13 +142,21 @@ class NoDocuments:
         self.faults.append(Fault(path, "no-files", f"the file `{name}` can't be named here"))
         return None
 
+    def text(self, name: str, path: Path) -> str:
+        """Note that this file can't be named here."""
+        self.faults.append(Fault(path, "no-files", f"the file `{name}` can't be named here"))
+        return ""
+
 
 class KnownDocuments(NoDocuments):
-    """Other documents, but for patches that are known already."""
+    """Other documents, but for patches and texts that are known already."""
 
-    def __init__(self, others: Documents | NoDocuments, known: Mapping[str, Json]) -> None:
+    def __init__(
+        self, others: Documents | NoDocuments, known: Mapping[str, Json], texts: Mapping[str, str] | None = None
+    ) -> None:
         self._others = others
         self._patches = known
+        self._texts = texts or {}
         self.faults = others.faults
         self.problems = others.problems
 
@@ -141,6 +167,10 @@ class KnownDocuments(NoDocuments):
     def patch(self, name: str, path: Path) -> Json:
         """The known patch of that name, else the one in a file."""
         return self._patches[name] if name in self._patches else self._others.patch(name, path)
+
+    def text(self, name: str, path: Path) -> str:
+        """The known text of that name, else that of a file."""
+        return self._texts[name] if name in self._texts else self._others.text(name, path)
 
 
 def read_regular(path: str) -> bytes:

@@ -27,7 +27,7 @@ from dagrun.flowfile.assemble import assemble
 from dagrun.flowfile.convert import Converter, Defaults, defaults_of
 from dagrun.flowfile.differ import diff_files, same
 from dagrun.flowfile.document import duration, node_to_document, workflow_to_document
-from dagrun.flowfile.documents import Documents, NoDocuments
+from dagrun.flowfile.documents import Documents, KnownDocuments, NoDocuments
 from dagrun.flowfile.merge import merged, tree_of, without
 from dagrun.flowfile.patchfile import FilePatch
 from dagrun.flowfile.schema import NodeFile, WorkflowFile
@@ -132,12 +132,13 @@ def _with_edits(workflow: Workflow, made: FilePatch, base_dir: str | None, defau
         if defaults is not None:
             tree["defaults"] = defaults
         documents = Documents(workflow.file, base_dir) if base_dir is not None else NoDocuments()
+        known = KnownDocuments(documents, {}, {workflow.provider.rules: workflow.provider.rules_text})
         try:
             read = WorkflowFile.model_validate(tree)
         except ValidationError as error:
             faults += [f._replace(path=("set", *f.path)) for f in explain.faults(error, tree)]
         else:
-            converter = Converter(documents)
+            converter = Converter(known)
             new = converter.workflow(read, workflow.name, workflow.file, workflow.digest)
             found = [*ids.check(tree), *converter.faults, *documents.faults]
             faults += [f._replace(path=("set", *f.path)) for f in found]
@@ -296,17 +297,26 @@ class _Edit:
 
     def _fresh(self, node: Node) -> dict[str, Json]:
         """A new node as it is written into this file: without what `defaults` gives it."""
+        made = self._document(node)
+        return dict(self._written(made, {}, node)) if self._given and node.review is None else made
+
+    def _document(self, node: Node) -> dict[str, Json]:
+        """A node as a document that says its level, where `defaults` would give it another."""
         made = node_to_document(node)
-        return dict(self._written(made, {})) if self._given and node.review is None else made
+        if node.agent is not None and "isolation" in self._given:
+            made.setdefault("isolation", node.isolation)
+        return made
 
     def _documents(self, old: Node, new: Node) -> tuple[dict[str, Json], dict[str, Json]]:
         """What the text says of a node now, and what it is to say."""
-        before, after = node_to_document(old), node_to_document(new)
+        before, after = self._document(old), self._document(new)
         if not self._given or new.review is not None:
             return before, after
-        return before, dict(self._written(after, before))
+        return before, dict(self._written(after, before, new))
 
-    def _written(self, document: Mapping[str, Json], before: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
+    def _written(
+        self, document: Mapping[str, Json], before: Mapping[str, Json], node: Node
+    ) -> Iterator[tuple[str, Json]]:
         """The keys of a node that are written beside `defaults`; those of the built-in ones where they differ."""
         for key, value in document.items():
             given = self._given.get(key)
@@ -320,7 +330,8 @@ class _Edit:
             elif given != value:
                 yield key, value
         for key in self._given:
-            if key not in document and key in _BUILT_IN and (key in before or not before):
+            taken = node.agent is None or key not in ("shell", "cwd")
+            if taken and key not in document and key in _BUILT_IN and (key in before or not before):
                 yield key, _BUILT_IN[key]
 
 

@@ -35,6 +35,9 @@ _WORDS = {
     "permissions": "`permissions`",
     "paths": "`paths`",
     "docker": "`docker`",
+    "agent": "`agent`",
+    "provider": "`provider`",
+    "server": "an MCP server",
     "patch": "a patch",
     "trigger": "`trigger`",
     "edit": "`workflow`",
@@ -50,7 +53,11 @@ _MAPPINGS = {
     "retry": "{max_attempts: 3, delay: 1s}",
     "templates": "nodes by id: {spare: {run: ./simple.sh}}",
     "review": "{message: …, timeout: 24h}",
-    "on_failure": "{fallback: TEMPLATE, replan: FILE, review: {}}",
+    "on_failure": "{fallback: TEMPLATE, replan: FILE, replanner: {…}, review: {}}",
+    "agent": "{prompt: …, model: TIER, tools: [Read]}",
+    "replanner": "{prompt: …, model: TIER}",
+    "provider": "{kind: live, base_url: https://…} or {kind: fake, rules: FILE}",
+    "mcp_servers": "servers by name: {github: {command: [github-mcp-server, stdio]}}",
     "permissions": "{paths: {read: [.], write: [out]}, network: none}",
     "paths": "{read: [.], write: [out]}",
     "docker": "{image: python:3.12-slim}",
@@ -69,8 +76,11 @@ _BELOW = {
         "defaults": "defaults",
         "permissions": "permissions",
         "docker": "docker",
+        "provider": "provider",
+        "mcp_servers": "*server",
     },
     "node": {
+        "agent": "agent",
         "retry": "retry",
         "inputs": "*input",
         "outputs": "*output",
@@ -81,7 +91,7 @@ _BELOW = {
     },
     "defaults": {"retry": "retry", "permissions": "permissions", "docker": "docker"},
     "permissions": {"paths": "paths"},
-    "on_failure": {"fallback": "node", "review": "review"},
+    "on_failure": {"fallback": "node", "replanner": "agent", "review": "review"},
     "patch": {"trigger": "trigger"},
     "insert": {"node": "node"},
     "fallback": {"with": "node"},
@@ -160,14 +170,14 @@ def _meant(key: str, kind: str) -> str:
     found = words.inside(key, kind) or words.meant(key, known)
     if found:
         return found
-    others = ("workflow", "limits", "retry", "defaults", "node", "permissions", "docker")
+    others = ("workflow", "limits", "retry", "defaults", "node", "agent", "permissions", "docker")
     homes = [_WORDS[k] for k in others if k != kind and key in keys(MODELS[k])]
     return f"`{key}` is a key of {' and '.join(homes)}" if homes else "its keys are " + ", ".join(known)
 
 
 def _later(key: str) -> str:
-    if key in ("agent", "workflow"):
-        return "for now a node is a command, `run`, or a question to a human, `review`"
+    if key == "workflow":
+        return "for now a node is a command, `run`, an agent, or a question to a human, `review`"
     return "remove it: dagrun refuses what it can't hold, rather than ignore it"
 
 
@@ -202,6 +212,9 @@ def _wrong_shape(path: Path, got: Value, kind: str) -> Fault:
         return Fault(
             path, "bad-shape", f"output `{last}` is a mapping, not {what}", f"write {last}: {{from: {source}}}"
         )
+    if kind == "server":
+        hint = f"write {last}: {{command: [program, argument]}}"
+        return Fault(path, "bad-shape", f"the MCP server `{last}` is a mapping, not {what}", hint)
     if kind == "secret":
         return Fault(path, "bad-shape", f"secret `{last}` is a mapping, not {what}", f"write {last}: {{env: {last}}}")
     hint = "it holds " + _MAPPINGS[last] if last in _MAPPINGS else ""

@@ -42,11 +42,16 @@ def _group(nodes: dict[str, Value], key: str, what: str) -> Iterator[Fault]:
             yield from check_node(node, (key, name))
 
 
-_LOOK = frozenset({"inputs", "outputs", "review", "on_failure"})
+_LOOK = frozenset({"inputs", "outputs", "agent", "review", "on_failure", "group"})
 _RUN_ONLY = frozenset(
     "run shell cwd env pass_env secrets outputs output_schema artifacts retry timeout grace idempotent isolation"
-    " permissions docker resources".split()
+    " permissions docker resources group".split()
 )
+_NOT_FOR_AGENT = {
+    "shell": "the commands of its Bash tool are run by sh",
+    "cwd": "its tools work in the project directory",
+}
+_KINDS = {"run": "a command", "agent": "an agent", "review": "a question to a human"}
 
 
 def check_node(node: dict[str, Value], path: Path) -> Iterator[Fault]:
@@ -55,20 +60,45 @@ def check_node(node: dict[str, Value], path: Path) -> Iterator[Fault]:
     yield from _variables(node.get("inputs"), (*path, "inputs"))
     yield from names(node.get("outputs"), (*path, "outputs"), "output")
     yield from _reserved(node.get("outputs"), (*path, "outputs"))
-    if "review" in node:
-        yield from _review(node, path)
-    elif "run" not in node:
+    kinds = [key for key in _KINDS if key in node]
+    if len(kinds) > 1:
+        message = f"a node is either {' or '.join(f'{_KINDS[key]} (`{key}`)' for key in kinds)}, not both"
+        hint = f"make the {kinds[-1]} a node of its own"
+        yield Fault((*path, kinds[-1]), "two-kinds", message, hint, on_key=True)
+    elif not kinds:
         yield from _no_kind(node, path)
+    elif kinds == ["review"]:
+        yield from _review(node, path)
+    elif kinds == ["agent"]:
+        yield from _agent(node, path)
+    elif "group" in node:
+        message = "`group` has no meaning for a command: agents of one group share a conversation"
+        yield Fault((*path, "group"), "not-for-command", message, "remove it", on_key=True)
     steps = node.get("on_failure")
     if isinstance(steps, dict) and isinstance(inner := steps.get("fallback"), dict):
         yield from check_node(inner, (*path, "on_failure", "fallback"))
 
 
+def _agent(node: dict[str, Value], path: Path) -> Iterator[Fault]:
+    for key in [key for key in _NOT_FOR_AGENT if key in node]:
+        message = f"`{key}` has no meaning for an agent: {_NOT_FOR_AGENT[key]}"
+        yield Fault((*path, key), "not-for-agent", message, "remove it", on_key=True)
+    held = node["agent"]
+    if isinstance(held, dict) and not any(_is_prompt(key) for key in held):
+        message = "the agent is not told what to do"
+        yield Fault((*path, "agent", "prompt"), "no-prompt", message, "add prompt: …", on_key=True)
+
+
+def _is_prompt(key: str) -> bool:
+    """Whether a key of an agent is its prompt, perhaps misspelt (which is said by itself)."""
+    if key == "prompt":
+        return True
+    from dagrun.flowfile.words import stands_for
+
+    return key not in ("system", "skills", "model", "tools", "temperature", "mcp") and stands_for(key, "prompt")
+
+
 def _review(node: dict[str, Value], path: Path) -> Iterator[Fault]:
-    if "run" in node:
-        message = "a node is either a command (`run`) or a question to a human (`review`), not both"
-        yield Fault((*path, "review"), "two-kinds", message, "make the review a node of its own", on_key=True)
-        return
     for key in node.keys() & _RUN_ONLY:
         hint = "remove it"
         if key == "timeout":
@@ -89,11 +119,11 @@ def _is_message(key: str) -> bool:
 
 
 def _no_kind(node: dict[str, Value], path: Path) -> Iterator[Fault]:
-    from dagrun.flowfile.words import NOT_YET, stands_for
+    from dagrun.flowfile.words import NOT_YET, of_agent, stands_for
 
-    if any(k in NOT_YET["node"] or stands_for(k, "run") or stands_for(k, "review") for k in node):
+    if any(k in NOT_YET["node"] or of_agent(k) or any(stands_for(k, kind) for kind in _KINDS) for k in node):
         return  # the key that stands in its place is refused by itself
-    hint = "add `run:` with its command, or `review:` with a question to a human"
+    hint = "add `run:` with its command, `agent:` with a prompt, or `review:` with a question to a human"
     named = len(path) == 2 and path[0] == "nodes"
     message = f"node `{path[-1]}` has nothing to do" if named else "this node has nothing to do"
     yield Fault(path, "no-kind", message, hint, on_key=True)

@@ -48,6 +48,11 @@ def _list(check: Callable[[Value], str], *, one: bool = False) -> PlainValidator
     return plain(validate)
 
 
+def listed(check: Callable[[Value], str], what: str) -> PlainValidator:
+    """A list of texts, each named once; `what` names it in messages."""
+    return plain(lambda value: tuple(dict.fromkeys(fields.each(value, check, what))))
+
+
 _TEXT_SCHEMA = {"type": SCALAR}
 TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
 _ID_SCHEMA = {"type": "string", "pattern": f"^{ID_PATTERN}$", "maxLength": ID_MAX}

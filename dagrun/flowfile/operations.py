@@ -17,7 +17,7 @@ from dagrun.core.names import Json, NodeId
 from dagrun.core.patch import apply
 from dagrun.core.plan import near
 from dagrun.core.workflow import Fault, Node, Workflow
-from dagrun.flowfile import explain, fields, ids, words
+from dagrun.flowfile import explain, fields, ids, retrychange, words
 from dagrun.flowfile.convert import Converter, Defaults
 from dagrun.flowfile.document import named_patches, node_to_document
 from dagrun.flowfile.documents import Documents, KnownDocuments, NoDocuments
@@ -41,8 +41,6 @@ from dagrun.flowfile.source import Value
 Path = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
-RETRY_KEYS = ("timeout", "retry", "resources", "env")
-_RETRY_LATER = frozenset({"model", "max_tokens", "prompt"})
 _STRATEGIES = (
     "`skip`: it settles without output; `bridge`: what waited for it waits for what it waited for;"
     " `cascade`: what can't live without it goes too"
@@ -243,7 +241,8 @@ class Builder:
         changes = cast("dict[str, Value]", made.set or {})
         unset = tuple(made.unset or ())
         present = self._present(made.id)
-        if kind == "retry" and not self._may_retry(changes, unset):
+        if kind == "retry" and (found := retrychange.faults(changes, unset, present)):
+            self.faults += found
             return None
         if kind == "retry" and not changes and not unset:
             self._write(kind, id=made.id, **running)
@@ -258,31 +257,19 @@ class Builder:
             hint = near(made.id, self._draft.nodes)
             self.faults.append(Fault((kind, "id"), "unknown-node", f"there is no node `{made.id}`", hint))
             return None
-        node = self._changed(kind, present, changes, unset)
+        wanted = retrychange.for_node(present, changes) if kind == "retry" else changes
+        node = self._changed(kind, present, wanted, unset)
         if node is None:
             return None
         document = node_to_document(node)
+        if kind == "retry":
+            document.update(retrychange.written(node, changes))
         self._write(
             kind, id=made.id, set=canonical(changes, cast(Json, document)) if changes else None, unset=unset, **running
         )
         if kind == "retry":
             return op.Retry(id=made.id, node=node, made_on=present, cancel_running=cancel)
         return op.Modify(id=made.id, node=node, made_on=present, cancel_running=cancel)
-
-    def _may_retry(self, changes: dict[str, Value], unset: tuple[str, ...]) -> bool:
-        good = True
-        places: list[tuple[Path, str, bool]] = [(("retry", "set", key), key, True) for key in changes]
-        places += [(("retry", "unset", at), dotted.split(".")[0], False) for at, dotted in enumerate(unset)]
-        for path, key, on_key in places:
-            if key in RETRY_KEYS:
-                continue
-            good = False
-            if key in _RETRY_LATER:
-                self.faults.append(Fault(path, "not-yet", f"`{key}` is not supported yet", "remove it", on_key))
-            else:
-                hint = f"it can change {', '.join(RETRY_KEYS)}; for the rest: modify"
-                self.faults.append(Fault(path, "not-for-retry", f"`retry` can't change `{key}`", hint, on_key))
-        return good
 
     def _changed(self, kind: str, present: Node, changes: dict[str, Value], unset: tuple[str, ...]) -> Node | None:
         """The node with the changes merged into its long form; None with faults, which lie in the changes."""
@@ -303,6 +290,7 @@ class Builder:
             node = converter.node((kind, "set"), present.id, made, self._plain)
             self.faults += converter.faults
             return node
+        found = retrychange.located(found) if kind == "retry" else found
         self.faults += [f._replace(path=(kind, "set", *f.path)) for f in found]
         return None
 

@@ -105,7 +105,10 @@ class ModifyFile(_Part):
 
 
 class RetryChange(ModifyFile):
-    """Try a node again, with changes to timeout, retry, resources or env."""
+    """Try a node again, with changes to timeout, retry, resources, env.
+
+    Of an agent also model, max_tokens, max_turns, and a prompt that is added to its own.
+    """
 
 
 class FallbackFile(_Part):

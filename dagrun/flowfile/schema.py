@@ -27,6 +27,14 @@ from pydantic_core import CoreSchema
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S
 from dagrun.flowfile import fields, shorts
 from dagrun.flowfile import kinds as k
+from dagrun.flowfile.agentschema import (
+    AgentFile,
+    AgentKind,
+    McpServerFile,
+    ProviderFile,
+    ReplannerKind,
+    Tiers,
+)
 from dagrun.flowfile.kinds import (
     ABSENT,
     STRICT,
@@ -39,6 +47,7 @@ from dagrun.flowfile.kinds import (
     Filled,
     Globs,
     Growth,
+    Ident,
     Key,
     Line,
     Needs,
@@ -167,6 +176,7 @@ class OnFailureFile(_Model):
 
     fallback: TemplateOrNode = Field(ABSENT, description="The id of a template, or a node, that takes its place.")
     replan: Filled = Field("", description="The name of a patch file, relative to this file.")
+    replanner: ReplannerKind = Field(ABSENT, description="An agent that is asked for a patch; it is told why.")
     review: Question = Field(ABSENT, description="Ask a human: {message, timeout, on_timeout}, or {}.")
 
 
@@ -210,9 +220,11 @@ class NodeFile(_Runnable):
     run: Command = Field(
         ABSENT, description="The command: text goes through the shell, a list runs a program without one."
     )
+    agent: AgentKind = Field(ABSENT, description="A model instead of a command: {prompt, skills, model, tools, …}.")
     review: Question = Field(ABSENT, description="A human gate instead of a command: the question.")
+    group: Ident = Field("", description="Agents at `isolation: none` with the same group share one conversation.")
     on_failure: Annotated[OnFailureFile, BeforeValidator(shorts.steps), shorts.OrText()] = Field(
-        ABSENT, description="What is tried once the retries are spent: fallback, replan, review."
+        ABSENT, description="What is tried once the retries are spent: fallback, replan, replanner, review."
     )
     needs: Needs = Field(ABSENT, description="Nodes that must be settled before (order only; data comes by `inputs`).")
     inputs: dict[Key, Annotated[InputFile, BeforeValidator(shorts.given)]] = Field(
@@ -226,7 +238,8 @@ class NodeFile(_Runnable):
     )
     outputs: dict[Key, OutputFile] = Field(ABSENT, description="What other nodes can read of this one.")
     output_schema: SchemaOrFile = Field(
-        ABSENT, description="JSON Schema (or its file) of $DAGRUN_OUTPUT; its top-level properties become outputs."
+        ABSENT,
+        description="JSON Schema (or its file) of $DAGRUN_OUTPUT, or of an agent's answer; its properties are outputs.",
     )
     artifacts: Globs = Field(ABSENT, description="Files to keep, as patterns relative to the project directory.")
     resources: Resources = Field(
@@ -241,7 +254,7 @@ class NodeFile(_Runnable):
         """Exactly one key makes the kind."""
         made = handler(schema)
         found = handler.resolve_ref_schema(made)
-        found["oneOf"] = [{"required": ["run"]}, {"required": ["review"]}]
+        found["oneOf"] = [{"required": ["run"]}, {"required": ["agent"]}, {"required": ["review"]}]
         return made
 
 
@@ -269,6 +282,11 @@ class WorkflowFile(_Model):
     secrets: dict[str, SecretFile] = Field(ABSENT, description="Secrets by name; only nodes that name one get it.")
     permissions: PermissionsFile = Field(ABSENT, description="What the run may do; every node gets this or less.")
     docker: DockerKind = Field(ABSENT, description="The container of nodes that don't name their own: {image: …}.")
+    models: Tiers = Field(
+        ABSENT, description="Models of agents: a tier and its candidates in order, strong: [anthropic/…, openai/…]."
+    )
+    provider: ProviderFile = Field(ABSENT, description="Who answers model calls, and what they cost.")
+    mcp_servers: dict[str, McpServerFile] = Field(ABSENT, description="Servers of tools for agents, by name.")
     nodes: dict[Key, NodeFile] = Field(description="The nodes by id, in any order.")
     templates: dict[Key, NodeFile] = Field(
         ABSENT, description="Nodes that run only when a fallback or a patch names them, by id."
@@ -292,6 +310,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "permissions": PermissionsFile,
     "paths": PathsFile,
     "docker": DockerFile,
+    "agent": AgentFile,
+    "provider": ProviderFile,
+    "server": McpServerFile,
 }
 
 

@@ -54,6 +54,16 @@ def question(value: object) -> object:
     return {"message": value}
 
 
+def prompt(value: object) -> object:
+    """An agent in its short form, the prompt, as its long form."""
+    if not isinstance(value, str):
+        return value
+    if fields.is_null(value) or (value.__class__ is not str and value in ("true", "false")):
+        said = "nothing" if value == "" else f"`{value}`"
+        raise _refused(fields.Defect(f"an agent is wanted here, not {said}", "write {prompt: …}"))
+    return {"prompt": value}
+
+
 def image(value: object) -> object:
     """A `docker` in its short form, the image, as its long form."""
     if not isinstance(value, str):

@@ -38,6 +38,27 @@ _FOREIGN = {
     "type": "kind",
     "review": "approve approval manual gate human confirm",
     "message": "question text prompt body",
+    "agent": "llm ai chat ask assistant gpt claude completion subagent model_call",
+    "prompt": "instruction instructions task message messages user user_prompt query goal input text question ask",
+    "system": "system_prompt system-prompt systemprompt systemmessage system_message role persona preamble",
+    "skills": "skill",
+    "model": "model_name model_id llm engine tier deployment",
+    "max_turns": "max_iterations max_steps max_loops turns iterations steps max_turn max_iter recursion_limit",
+    "max_tokens": "max_output_tokens max_completion_tokens maxtokens token_limit num_predict",
+    "temperature": "temp",
+    "mcp": "mcps mcp_server mcpservers servers",
+    "mcp_servers": "mcp mcpservers mcp-servers servers tool_servers",
+    "provider": "providers llm_provider backend",
+    "base_url": "api_base base url endpoint baseurl api_url host",
+    "prices": "price pricing costs cost rates",
+    "rules": "replies answers script responses mock fixtures",
+    "cached": "cache_read cached_input input_cached cache",
+    "cache_write": "cache_creation cached_write cache_create",
+    "replanner": "replan_agent repair planner",
+    "url": "uri endpoint address",
+    "headers": "header http_headers",
+    "digest": "sha256 hash checksum pin",
+    "group": "conversation session thread",
     "on_failure": "on-failure onfailure on_error on-error catch rescue",
     "fallback": "fall_back alternative default otherwise",
     "templates": "template spare",
@@ -54,7 +75,7 @@ _FOREIGN = {
     "paths": "path fs files filesystem mounts mount volumes volume binds dirs",
     "network": "net networks hosts host egress internet allowed_hosts domains allowed_domains",
     "cost_budget": "budget cost max_cost money spend budget_usd cost_limit",
-    "models": "model allowed_models",
+    "models": "model allowed_models tiers router routes llms model_list",
     "read": "ro readonly read_only read-only reads allow inputs",
     "write": "rw writable writeable read_write writes output outputs",
     "deny": "exclude excluded ignore forbid forbidden denied block hide hidden not",
@@ -66,12 +87,20 @@ _FOREIGN = {
 }
 
 NOT_YET = {
-    "workflow": frozenset("models mcp_servers provider finally concurrency on_event on cache matrix".split()),
-    "node": frozenset(
-        "agent workflow foreach matrix finally trigger_rule concurrency cache on_event group model mcp_servers".split()
-    ),
-    "on_failure": frozenset({"replanner"}),
+    "workflow": frozenset("finally concurrency on_event on cache matrix".split()),
+    "node": frozenset("workflow foreach matrix finally trigger_rule concurrency cache on_event".split()),
     "defaults": frozenset({"on_failure", "resources"}),
+}
+
+_IN_AGENT = {
+    "prompt": "prompt instructions user_prompt",
+    "system": "system system_prompt",
+    "skills": "skills skill",
+    "model": "model",
+    "max_turns": "max_turns max_iterations max_steps",
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "mcp": "mcp mcp_servers",
 }
 
 _INSIDE = {
@@ -92,9 +121,36 @@ _INSIDE = {
 }
 
 
+_BESIDE_AGENT = {
+    **{key: key for key in "inputs outputs output_schema timeout retry isolation permissions secrets env".split()},
+    "group": "group",
+    "schema": "output_schema",
+    "response_format": "output_schema",
+    "output_type": "output_schema",
+    "budget": "permissions: {cost_budget: …}",
+    "cost_budget": "permissions: {cost_budget: …}",
+    "paths": "permissions: {paths: …}",
+    "network": "permissions: {network: …}",
+    "retries": "retry",
+    "needs": "needs",
+    "depends_on": "needs",
+    "fallback": "on_failure: {fallback: …}",
+}
+
+
+def of_agent(word: str) -> str:
+    """The key of an agent that a word of a node is, or an empty text."""
+    low = word.lower()
+    return next((key for key, words in _IN_AGENT.items() if low in words.split()), "")
+
+
 def inside(word: str, kind: str) -> str:
     """Where in a node, `defaults` or a workflow a word belongs that is a key of one of its parts; else empty."""
     low = word.lower()
+    if kind == "node" and (key := of_agent(word)):
+        return f"write agent: {{{key}: …}}"
+    if kind == "agent" and low in _BESIDE_AGENT:
+        return f"`{_BESIDE_AGENT[low]}` stands beside `agent`, not in it"
     found = next((place for place, words in _INSIDE.items() if low in words.split()), "")
     if kind not in ("node", "defaults", "workflow") or (found.startswith("resources") and kind != "node"):
         return ""

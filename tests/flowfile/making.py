@@ -6,17 +6,21 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from dagrun.core.agents import TEXT_OUTPUT, default_level
 from dagrun.core.lattice import as_scope, effective
 from dagrun.core.names import Json, Outcome, Schedule
 from dagrun.core.permissions import Isolation, Network, Paths, Permissions
 from dagrun.core.workflow import (
+    Agent,
     Docker,
     Input,
     Limits,
+    McpServer,
     Node,
     OnFailure,
     Output,
     Param,
+    Provider,
     Retry,
     Review,
     Secret,
@@ -236,6 +240,102 @@ def _rights(draw: st.DrawFn, run: Permissions | None) -> dict[str, Any]:
     }
 
 
+TIERS = {"cheap": ("anthropic/claude-haiku-4-5", "x/y:1"), "strong": ("openai/gpt-5",)}
+SERVERS = {
+    "files": McpServer(command=("files", "a: b"), env={"A": "3.10"}, secrets=("TOKEN",), digest="0a" * 32),
+    "web": McpServer(url="https://mcp.example.com/x?y=1", headers={"Authorization": "TOKEN"}),
+}
+_RATE = st.sampled_from(["3", "0.25", "15.00", "0.000001", "1000000"])
+providers = st.one_of(
+    st.just(Provider()),
+    st.builds(
+        Provider,
+        base_url=st.sampled_from(["", "http://127.0.0.1:8080/v1", "https://models.example.com"]),
+        prices=st.dictionaries(
+            st.sampled_from(["x/y:1", "openai/gpt-5"]),
+            st.one_of(
+                st.just({"free": True}),
+                st.fixed_dictionaries({"input": _RATE, "output": _RATE}, optional={"cached": _RATE}),
+            ),
+            max_size=2,
+        ),
+        budget=st.sampled_from(["strict", "estimate"]),
+    ),
+)
+
+
+def _wishes(allowed: tuple[str, ...] | None) -> list[str]:
+    """The models that an agent may ask for; none where none is permitted."""
+    if allowed is None:
+        return ["", "cheap", "strong", "openai/gpt-5"]
+    return [
+        wish
+        for wish, patterns in (
+            ("", {"cheap", "anthropic/*"}),
+            ("cheap", {"cheap", "anthropic/*"}),
+            ("strong", {"strong"}),
+            ("anthropic/claude-x", {"anthropic/*"}),
+        )
+        if patterns & set(allowed)
+    ]
+
+
+@st.composite
+def agents(draw: st.DrawFn, tools: tuple[str, ...] | None, wishes: list[str], *, repairs: bool = False) -> Agent:
+    """An agent that asks for no more than it may."""
+    offer = draw(st.one_of(st.none(), _some(TOOLS if tools is None else tools) if tools != () else st.just(())))
+    servers = draw(st.sampled_from([(), ("files",)]))
+    if offer is not None and "mcp__files__list" in offer:
+        servers = ("files",)
+    return Agent(
+        prompt=draw(st.one_of(st.just("") if repairs else filled, filled)),
+        system=draw(st.one_of(st.just(""), filled)),
+        skills=draw(_some(("code-review", "x.1"))),
+        model=draw(st.sampled_from(wishes)),
+        tools=offer,
+        max_turns=draw(st.sampled_from([10, 1, 99])),
+        max_tokens=draw(st.sampled_from([4096, 1])),
+        temperature=draw(st.sampled_from([None, 0.0, 0.5, 2.0])),
+        mcp=servers,
+    )
+
+
+@st.composite
+def _agent_node(draw: st.DrawFn, common: dict[str, Any], run: Permissions | None) -> Node | None:
+    """An agent, None where the run permits no model."""
+    rights = draw(_rights(run))
+    own = rights["permissions"]
+    held = effective(run, own, rights["isolation"])
+    wishes = _wishes(held.models)
+    if not wishes:
+        return None
+    agent = draw(agents(held.tools, wishes))
+    if draw(st.booleans()):
+        level = default_level(agent)
+        boxed = effective(run, own, level).isolation == "container"
+        rights = {**rights, "isolation": level, "docker": rights["docker"] if boxed else None}
+    elif rights["isolation"] == "process" and held.isolation == "container":  # less than the floor, where it is written
+        rights = {**rights, "isolation": "container", "docker": draw(dockers)}
+    schema: Any = draw(st.sampled_from([None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
+    declared = draw(st.dictionaries(st.sampled_from(OUT), st.builds(Output, schema=schemas), max_size=2))
+    if schema is not None:
+        declared = {**declared, "o": Output()}
+    return Node(
+        **common,
+        **rights,
+        agent=agent,
+        group=draw(st.sampled_from(["", "talk"])) if rights["isolation"] == "none" else "",
+        outputs=declared or dict(TEXT_OUTPUT),
+        output_schema=schema,
+        env=draw(st.dictionaries(st.sampled_from(["A", "null"]), texts, max_size=2)),
+        secrets=draw(_subsets(["TOKEN"])),
+        retry=draw(st.one_of(st.just(Node(id="x").retry), retries)),
+        timeout_s=draw(durations),
+        artifacts=draw(_subsets(["out/*.json", "x y"])),
+        on_failure=draw(st.sampled_from([None, OnFailure(review=Review())])),
+    )
+
+
 @st.composite
 def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: Permissions | None = None) -> Node:
     """A node that may wait for those before it, with permissions within the run's; half of them are nearly plain."""
@@ -245,6 +345,8 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: 
     common: dict[str, Any] = {"id": name, "needs": needs, "inputs": inputs}
     if draw(st.integers(0, 4)) == 0:
         return Node(**common, review=draw(reviews), title=draw(st.one_of(st.just(""), lines)))
+    if depth and draw(st.integers(0, 2)) == 0 and (asks := draw(_agent_node(common, run))) is not None:
+        return asks
     common["run"] = draw(st.one_of(filled, st.lists(texts, max_size=2).map(lambda w: ("tool", *w))))
     declared = draw(st.dictionaries(st.sampled_from(OUT), outputs, max_size=2))
     if draw(st.booleans()):
@@ -291,6 +393,11 @@ def _on_failure(draw: st.DrawFn, name: str, earlier: list[Node], depth: int, run
         inner = draw(nodes(f"{name}-fallback", earlier, depth - 1, run))
         if not inner.outputs:  # else it would have to give what the node gives
             return OnFailure(fallback_node=inner, review=draw(st.one_of(st.none(), plain)))
+    wishes = _wishes(run.models if run is not None else None)
+    asks = draw(st.booleans())
+    if asks and wishes:
+        repair = draw(agents(run.tools if run is not None else None, wishes, repairs=True))
+        return OnFailure(replanner=repair)
     return OnFailure(review=draw(plain))
 
 
@@ -332,6 +439,9 @@ def workflows(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> Workflow:
             "KEY": Secret(file="key"),
             "no": Secret(env="NO"),
         },
+        models=TIERS,
+        provider=draw(providers),
+        mcp_servers=draw(st.sampled_from([SERVERS, {"files": SERVERS["files"]}])),
         permissions=run,
         docker=draw(dockers if run is not None and run.isolation == "container" else st.one_of(st.none(), dockers)),
         outputs=draw(st.dictionaries(st.sampled_from(["r", "s"]), st.sampled_from(reads), max_size=2)),

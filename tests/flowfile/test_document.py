@@ -26,7 +26,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "workflows").glob("*.yaml"))
 def again(workflow: Workflow, *, long: bool = False) -> Workflow:
     """A workflow, written and read."""
     text = dump_yaml(workflow_to_document(workflow, long=long))
-    got = read_workflow_text(text.encode(), "again.yaml", ".", use_cache=False).workflow
+    base = os.path.dirname(workflow.file) or "."
+    got = read_workflow_text(text.encode(), "again.yaml", base, use_cache=False).workflow
     return replace(got, file=workflow.file, files=workflow.files, digest=workflow.digest)
 
 

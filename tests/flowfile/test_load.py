@@ -362,8 +362,8 @@ def test_one_mistake_gives_one_problem_at_its_place(text: str, code: str, place:
 
 
 LATER = {
-    "top": "models mcp_servers provider finally concurrency on_event",
-    "node": "agent workflow foreach matrix trigger_rule cache group finally model mcp_servers",
+    "top": "finally concurrency on_event",
+    "node": "workflow foreach matrix trigger_rule cache finally",
 }
 
 
@@ -633,7 +633,7 @@ templates: {t: {run: x}}
         ("nodes: {a: {review: '${{ inputs.q }}'}}", "unknown-name", (1, 26), "no input"),
         ("nodes: {a: {run: x, on_failure: {}}}", "no-step", (1, 21), "fallback"),
         ("nodes: {a: {run: x, on_failure: spare}}", "bad-value", (1, 33), "{fallback: spare}"),
-        ("nodes: {a: {run: x, on_failure: {replanner: {}}}}", "not-yet", (1, 34), "`replanner`"),
+        ("nodes: {a: {run: x, on_failure: {replanner: {}}}}", "no-model", (1, 34), "models: {main:"),
         ("nodes: {a: {run: x, on_failure: {fallbak: t}}}", "unknown-key", (1, 34), "`fallback`"),
         ("nodes: {a: {run: x, on_failure: {fallback: t}}}", "unknown-template", (1, 44), "templates:"),
         ("nodes: {a: {run: x, on_failure: {fallback: a b}}}", "bad-id", (1, 44), "a-b"),
