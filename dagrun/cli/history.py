@@ -244,7 +244,7 @@ def _last_to_undo(run: RunDir, state: RunState) -> int:
     """The newest revision that is no undo and was not undone."""
     undone = {r.undoes for r in state.revisions if r.undoes}
     for event in reversed(state.revisions):
-        if not event.undoes and event.revision not in undone:
+        if not event.undoes and not event.asks and event.revision not in undone:
             return event.revision
     hint = f"dagrun replan history {run.id}"
     if undone:  # to take an undo back has to be meant

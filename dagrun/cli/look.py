@@ -109,6 +109,7 @@ def _waits_for(state: RunState, i: int) -> str:
 
 def _status_text(settings: Settings, run: RunDir, state: RunState, now: RunStatus) -> None:
     from dagrun.core.trace import cause, run_duration_ms
+    from dagrun.view.tables import spending_lines
     from dagrun.view.text import clean, counts_text
 
     look = look_for(settings, sys.stdout)
@@ -118,6 +119,8 @@ def _status_text(settings: Settings, run: RunDir, state: RunState, now: RunStatu
     revision = f"  revision {state.plan.revision}" if state.plan.revision > 1 else ""
     emit(f"{clean(state.created.workflow)} {run.id}  {word}  {took}  wave {_wave(state)}{revision}")
     emit(f"  {counts_text(state.counts) or 'no nodes'}")
+    for line in spending_lines(state, look):
+        emit(line)
     holder = run.lock_holder()
     if holder:
         emit(f"  executed by pid {holder.get('pid')} on {clean(str(holder.get('host', 'this machine')))}")

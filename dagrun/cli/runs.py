@@ -67,6 +67,7 @@ def list_them(settings: Settings, limit: int) -> None:
 def _table_row(run: RunDir, state: RunState | None, status: str) -> RunRow:
     from dagrun.core.names import RunStatus, Status
     from dagrun.core.trace import run_duration_ms
+    from dagrun.core.usage import money_of
     from dagrun.view.tables import RunRow
 
     if state is None:
@@ -83,6 +84,7 @@ def _table_row(run: RunDir, state: RunState | None, status: str) -> RunRow:
         nodes=len(state.plan.ids),
         done=state.settled,
         failed=state.counts[Status.FAILED],
+        spent=money_of(state).spent,
     )
 
 

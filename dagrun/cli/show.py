@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 from dagrun.cli.console import Settings, look_for, say
 from dagrun.core.names import RunStatus
-from dagrun.errors import UsageError
+from dagrun.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from dagrun.core.event import Event
+    from dagrun.core.names import Json
     from dagrun.core.state import Attempt, RunState
     from dagrun.core.workflow import Node
     from dagrun.engine.observer import Observer
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 UIS = ("auto", "live", "log", "json", "quiet")
 TAIL_BYTES = 64 * 1024
+_OF_AGENTS = frozenset({"call.reserved", "call.ended", "tool.ended"})
 
 
 def check_ui(ui: str) -> None:
@@ -116,6 +119,34 @@ def last_bytes(run: RunDir, state: RunState, i: int) -> bytes:
         if data:
             return data
     return b""
+
+
+def told_by_agents(run: RunDir) -> list[tuple[float, Event]]:
+    """The events of model and tool calls of a run, with their wall time. Raises JournalError."""
+    from dagrun.core.event import decode
+    from dagrun.store.journal import Journal
+
+    journal = Journal.open(run.journal, write=False)
+    try:
+        records = journal.read()
+    finally:
+        journal.close()
+    return [(r.t, decode(data)) for r in records for data in r.events if data.get("type") in _OF_AGENTS]
+
+
+def reader_of(run: RunDir) -> Callable[[Mapping[str, Json]], Json]:
+    """What reads a reference of a run's journal; None for what is gone or was changed."""
+    from dagrun.store.context import ContextStore
+
+    store = ContextStore(run)
+
+    def get(ref: Mapping[str, Json]) -> Json:
+        try:
+            return store.get(ref)
+        except (EnvironmentFault, KeyError):
+            return None
+
+    return get
 
 
 def write_junit(run: RunDir, state: RunState, path: str) -> None:

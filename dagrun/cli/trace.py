@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from time import monotonic, time
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import typer
 
 from dagrun.cli.console import Settings, emit, emit_json, look_for, say
 from dagrun.cli.groups import Entry, LazyGroup, command, group, node_number
 from dagrun.cli.look import ARGUMENT
-from dagrun.core.names import RunStatus
+from dagrun.core.names import Json, RunStatus
 from dagrun.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dagrun.core.state import RunState
     from dagrun.store.history import Follower
     from dagrun.store.rundir import RunDir
+    from dagrun.view.text import Look
 
 LOOK_S = 2.0
 POLL_S = 0.25
@@ -30,8 +31,9 @@ class _Trace(LazyGroup):
         "show": Entry("dagrun.cli.trace", "show", "What happened, node by node."),
         "list": Entry("dagrun.cli.runs", "list_runs", "The runs of this project."),
         "follow": Entry("dagrun.cli.trace", "follow", "Watch a run from another terminal."),
+        "export": Entry("dagrun.cli.otlp", "export", "A run as OpenTelemetry spans."),
     }
-    later: ClassVar[tuple[str, ...]] = ("export", "diff")
+    later: ClassVar[tuple[str, ...]] = ("diff",)
 
 
 def _trace() -> None:
@@ -45,6 +47,7 @@ trace = group(_Trace, _trace, "dagrun trace show\ndagrun trace show r7k2 --node 
     "show",
     "dagrun trace show\n"
     "dagrun trace show r7k2 --node build\n"
+    "dagrun trace show --node writer --full     # what an agent and its model said\n"
     "dagrun trace show --timeline\n"
     "dagrun trace show --json | jq '.entries[].duration_ms'",
 )
@@ -54,6 +57,7 @@ def show(
     node: str = typer.Option("", "--node", metavar="NODE", show_default=False, help="All that is known of one node."),
     failures: bool = typer.Option(False, "--failures", help="Only what failed or was cancelled."),
     timeline: bool = typer.Option(False, "--timeline", help="A bar for each node, by time."),
+    full: bool = typer.Option(False, "--full", help="With --node: the texts of an agent's conversation too."),
 ) -> None:
     """What happened in a run, a line for each node."""
     from dagrun.store.history import load_state, run_status
@@ -62,23 +66,26 @@ def show(
     settings: Settings = ctx.obj
     if sum((bool(node), failures, timeline)) > 1:
         raise UsageError("one of --node, --failures and --timeline", hint="dagrun trace show --node NODE")
+    if full and not node:
+        raise UsageError("--full is for one node", hint="dagrun trace show --node NODE --full")
     found = find_run(".", run)
     state = load_state(found)
     status = run_status(found, state)
     if settings.json:
-        _show_json(found, state, status, node, failures)
+        _show_json(found, state, status, node, failures=failures, full=full)
         return
-    _show_text(settings, found, state, status, node, "failures" if failures else "timeline" if timeline else "")
+    form = "failures" if failures else "timeline" if timeline else ""
+    _show_text(settings, found, state, status, node, form, full=full)
 
 
-def _show_json(run: RunDir, state: RunState, status: RunStatus, node: str, failures: bool) -> None:
-    from dagrun.core.trace import entry_to_json, trace_entry, trace_to_json
+def _show_json(
+    run: RunDir, state: RunState, status: RunStatus, node: str, *, failures: bool = False, full: bool = False
+) -> None:
+    from dagrun.core.trace import trace_to_json
 
-    now = _now(status)
-    document = trace_to_json(state, now, status)
+    document = trace_to_json(state, _now(status), status)
     if node:
-        entry = trace_entry(state, node_number(state.plan.index, node, run.id), now)
-        document["entries"] = [entry_to_json(entry)]
+        document["entries"] = [_entry_json(run, state, status, node, full=full)]
     elif failures:
         entries = document["entries"]
         assert isinstance(entries, list)
@@ -86,21 +93,29 @@ def _show_json(run: RunDir, state: RunState, status: RunStatus, node: str, failu
     emit_json(document)
 
 
+def _entry_json(run: RunDir, state: RunState, status: RunStatus, node: str, *, full: bool) -> dict[str, Json]:
+    """The entry of one node; the attempts of an agent with their calls."""
+    from dagrun.core.trace import entry_to_json, trace_entry
+
+    entry = trace_entry(state, node_number(state.plan.index, node, run.id), _now(status))
+    made = entry_to_json(entry)
+    if entry.agent is not None:
+        from dagrun.cli.show import reader_of, told_by_agents
+        from dagrun.view.conversation import conversation_json, conversations
+
+        said, get = conversations(told_by_agents(run)), reader_of(run)
+        for attempt in cast("list[dict[str, Json]]", made["attempts"]):
+            steps = said.get((entry.node_id, cast(int, attempt["number"])), ())
+            attempt["conversation"] = conversation_json(steps, get, full=full)
+    return made
+
+
 def _show_text(
-    settings: Settings, run: RunDir, state: RunState, status: RunStatus, node: str, form: str
+    settings: Settings, run: RunDir, state: RunState, status: RunStatus, node: str, form: str, *, full: bool
 ) -> None:
-    from dagrun.cli.show import last_bytes
-
     look, now = look_for(settings, sys.stdout), _now(status)
-    if node:
-        from dagrun.view.tables import node_detail
-
-        i = node_number(state.plan.index, node, run.id)
-        text = node_detail(state, i, look, read=lambda k: last_bytes(run, state, k), wall_now=now)
-    elif form == "failures":
-        from dagrun.view.tables import failures_table
-
-        text = failures_table(state, look, wall_now=now)
+    if node or form == "failures":
+        text = _detail(run, state, node, look, now, full=full)
     elif form == "timeline":
         from dagrun.view.timeline import timeline
 
@@ -110,6 +125,23 @@ def _show_text(
 
         text = trace_table(state, look, wall_now=now, status=status)
     emit(text.rstrip("\n"))
+
+
+def _detail(run: RunDir, state: RunState, node: str, look: Look, now: float | None, *, full: bool) -> str:
+    """One node, or all that failed; with what agents said and did where there are any."""
+    from dagrun.cli.show import last_bytes, reader_of, told_by_agents
+    from dagrun.core.usage import has_agents
+    from dagrun.view.conversation import conversations
+    from dagrun.view.detail import failures_table, node_detail
+
+    said = conversations(told_by_agents(run)) if has_agents(state) else None
+    get = reader_of(run)
+    if not node:
+        return failures_table(state, look, wall_now=now, said=said, get=get)
+    i = node_number(state.plan.index, node, run.id)
+    return node_detail(
+        state, i, look, read=lambda k: last_bytes(run, state, k), wall_now=now, said=said, get=get, full=full
+    )
 
 
 def _now(status: RunStatus) -> float | None:
@@ -146,7 +178,7 @@ def follow(
     finally:
         follower.close()
     if settings.json:
-        _show_json(found, state, status, "", failures=False)
+        _show_json(found, state, status, "")
     elif status is RunStatus.COMPLETED and not settings.quiet:
         say(settings.hint(f"  dagrun trace show {found.id}"))
 

@@ -53,7 +53,6 @@ def observer_for(
     stdout: TextIO,
     env: Mapping[str, str],
     color: ColorChoice = "auto",
-    budget_usd: float | None = None,
     read: Callable[[int], bytes] | None = None,
     line_of: Callable[[int], int] | None = None,
 ) -> Live | LineLog | JsonLines | None:
@@ -72,7 +71,7 @@ def observer_for(
     if chosen == "live":
         from dagrun.view.live import Live
 
-        return Live(stderr, look, budget_usd=budget_usd)
+        return Live(stderr, look)
     if env.get("GITHUB_ACTIONS") == "true":
         from dagrun.view.github import GithubLog
 

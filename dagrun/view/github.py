@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.event import AttemptFinished
 from dagrun.core.names import Status, format_duration
-from dagrun.core.trace import cause, node_reason, run_duration_ms, trace_entry
+from dagrun.core.trace import TraceEntry, cause, node_reason, run_duration_ms, trace_entry
+from dagrun.core.usage import has_agents, money_of, usd
 from dagrun.view.log import LineLog
 from dagrun.view.mermaid import plan_mermaid
-from dagrun.view.text import PLAIN, Look, clean, clean_block, counts_text, decode
+from dagrun.view.tables import spending_lines
+from dagrun.view.text import PLAIN, Look, clean, clean_block, counts_text, decode, money, tokens
 
 if TYPE_CHECKING:
     from dagrun.core.event import Event
@@ -98,8 +100,10 @@ class GithubLog(LineLog):
                 text = f"{more} more nodes failed: dagrun trace show {state.created.run_id} --failures"
                 self._writer.put(annotation(f"and {more} more", text, file=state.created.file) + "\n")
         _append(self._env.get("GITHUB_STEP_SUMMARY", ""), step_summary(state))
-        status = state.status.value
-        _append(self._env.get("GITHUB_OUTPUT", ""), f"run-id={state.created.run_id}\nstatus={status}\n")
+        said = f"run-id={state.created.run_id}\nstatus={state.status.value}\n"
+        if has_agents(state):
+            said += f"cost={usd(money_of(state).spent):.9f}\n"
+        _append(self._env.get("GITHUB_OUTPUT", ""), said)
         super().closed(state)
 
     def _emit(self, lines: Sequence[str]) -> None:
@@ -135,13 +139,15 @@ def step_summary(state: RunState) -> str:
     """The run as Markdown for a step summary, well under its limit of 1 MiB."""
     took = format_duration(run_duration_ms(state) / 1000)
     status = state.status.value.replace("_", " ")
+    agents = has_agents(state)
     lines = [
         f"### dagrun: {_entities(state.created.workflow)} {state.created.run_id} {status}",
         "",
         f"{counts_text(state.counts)} in {took}",
+        *(f"<br>{_entities(line.strip())}" for line in spending_lines(state)),
         "",
-        "| node | status | tries | time | why |",
-        "|---|---|---:|---:|---|",
+        f"| node | status | tries | time |{' tokens | cost |' if agents else ''} why |",
+        f"|---|---|---:|---:|{'---:|---:|' if agents else ''}---|",
     ]
     # what a reader looks for first: what did not go well
     there = [i for i in range(len(state.plan.ids)) if i not in state.removed]
@@ -154,6 +160,7 @@ def step_summary(state: RunState) -> str:
             entry.status.value.replace("_", " "),
             str(len(entry.attempts) or ""),
             format_duration(entry.duration_ms / 1000) if entry.attempts else "",
+            *(_used(entry) if agents else ()),
             _entities(why[:300]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -162,6 +169,14 @@ def step_summary(state: RunState) -> str:
     if len(order) <= _SUMMARY_GRAPH:
         lines += ["", "```mermaid", plan_mermaid(state.plan, state.node_status).rstrip(), "```"]
     return "\n".join(lines) + "\n\n"
+
+
+def _used(entry: TraceEntry) -> tuple[str, str]:
+    """The tokens and the cost of a node."""
+    used = entry.agent
+    if used is None or not used.calls:
+        return "", ""
+    return tokens(used.tokens), _entities(money(used.spent))
 
 
 def _interest(state: RunState, i: int) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.event import (
     AttemptFinished,
+    CallReserved,
     EngineAttached,
     EscalationFailed,
     PatchAdmitted,
@@ -22,7 +23,9 @@ from dagrun.core.event import (
     Warned,
 )
 from dagrun.core.names import Status
-from dagrun.view.frame import draw, rows_for, take
+from dagrun.core.usage import has_agents
+from dagrun.view.draw import draw, rows_for
+from dagrun.view.frame import take
 from dagrun.view.text import PLAIN, Look, cells, clean
 from dagrun.view.writer import Stream, Writer, descriptor
 
@@ -55,11 +58,10 @@ class Live:
         look: Look = PLAIN,
         *,
         size: Callable[[], tuple[int, int]] | None = None,
-        budget_usd: float | None = None,
     ) -> None:
         self._look = look
         self._size = size or (lambda: terminal_size(stream))
-        self._budget_usd = budget_usd
+        self._agents = False
         self._writer = Writer(stream, look.glyphs.encoding)
         self._screen = Screen(look)
         self._failed: dict[int, None] = {}
@@ -70,6 +72,7 @@ class Live:
     def attached(self, state: RunState, tail: Callable[[int], bytes]) -> None:
         """The run begins or goes on: remember what failed before."""
         self._tail = tail
+        self._agents = has_agents(state)
         self._note_failures(state, state.finished)
         self._show(state, state.now, state.now_m)
 
@@ -81,9 +84,12 @@ class Live:
             match event:
                 case AttemptFinished() | EscalationFailed() | ReviewDecided():
                     self._note_failures(state, (index[event.node],))
-                case EngineAttached() | PatchAdmitted():  # these bring nodes back
+                case EngineAttached() | PatchAdmitted():  # these bring nodes back, and new ones
+                    self._agents = has_agents(state)
                     self._failed.clear()
                     self._note_failures(state, state.finished)
+                case CallReserved():
+                    self._agents = True
                 case Warned():
                     where = f"{event.node}: " if event.node else ""
                     self._screen.above(clean(f"warning: {where}{event.text}"))
@@ -114,7 +120,7 @@ class Live:
         width, height = self._size()
         elapsed_s = now_m - state.attached_m if state.engines <= 1 else now - state.created_at
         room = rows_for(height)
-        picture = take(state, now_m, elapsed_s, room, self._failed, self._tail, self._budget_usd)
+        picture = take(state, now_m, elapsed_s, room, self._failed, self._tail, agents=self._agents)
         self._writer.show(lambda: self._screen.frame(picture, width, height, last=last))
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.event import (
     AttemptFinished,
+    CallEnded,
+    CallReserved,
     EngineAttached,
     EscalationFailed,
     NodeAdopted,
@@ -35,7 +37,8 @@ from dagrun.core.event import (
 from dagrun.core.names import Json, Outcome, Status, format_duration
 from dagrun.core.retry import retry_delay_s
 from dagrun.core.trace import cause, iso_utc, run_duration_ms
-from dagrun.view.text import PLAIN, Look, clean, clock, counts_text, pad, plural
+from dagrun.core.usage import usage_of
+from dagrun.view.text import PLAIN, Look, clean, clock, counts_text, money, pad, plural, tokens
 from dagrun.view.writer import Stream, Writer
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 
 _BEAT_NODES = 5
 _NAME_MIN, _NAME_MAX = 12, 32
-_WORDS = {Outcome.TIMED_OUT: "TIMEOUT", Outcome.OVER_LIMIT: "LIMIT", Outcome.DENIED: "DENIED"}
+_WORDS = {Outcome.TIMED_OUT: "TIMEOUT", Outcome.OVER_LIMIT: "LIMIT", Outcome.DENIED: "DENIED"} | {
+    Outcome.OVER_BUDGET: "BUDGET"
+}
 
 
 class LineLog:
@@ -59,6 +64,7 @@ class LineLog:
         self._second = -1
         self._beat_m = 0.0
         self._time = ""
+        self._left: dict[str, str] = {}  # node -> why models were left, as it was said last
 
     def attached(self, state: RunState, tail: Callable[[int], bytes]) -> None:
         """Say which run this is."""
@@ -126,7 +132,7 @@ class LineLog:
             node = event.node  # type: ignore[union-attr]
             word, text, style = self._finished(event, state)  # type: ignore[arg-type]
         else:
-            found = _rare(event, state) or _of_people(event, state)
+            found = self._of_models(event) or _rare(event, state) or _of_people(event, state)
             if found is None:
                 return ""
             word, node, text, style = found
@@ -140,11 +146,29 @@ class LineLog:
             return ""
         return f"try {event.attempt}/{max(event.attempt, most)}"
 
+    def _of_models(self, event: Event) -> tuple[str, str, str, str] | None:
+        """(word, node, text, style) of calls that did not go as wished: one that failed, a model that was left."""
+        match event:
+            case CallEnded() if event.error:
+                took = format_duration(event.duration_ms / 1000)
+                text = f"call {event.call}: {event.error.replace('_', ' ')} in {took}{_asked_to_wait(event)}"
+                return "call", event.node, text, "yellow"
+            case CallReserved() if event.reasons:
+                from dagrun.view.conversation import reason_text
+
+                text = "; ".join(said for reason in event.reasons if (said := reason_text(reason)))
+                if not text or self._left.get(event.node) == text:
+                    return None
+                self._left[event.node] = text
+                return "model", event.node, f"asks {event.model}: {text}", "yellow"
+        return None
+
     def _finished(self, event: AttemptFinished, state: RunState) -> tuple[str, str, str]:
         """(word, text, style) of an attempt that is over."""
+        self._left.pop(event.node, None)
         i = state.plan.index[event.node]
         node = state.plan.nodes[i]
-        took = format_duration(event.duration_ms / 1000)
+        took = format_duration(event.duration_ms / 1000) + _used(state, i)
         if event.outcome is Outcome.COMPLETED:
             return "ok", took, "green"
         why = f"{cause(event, node)} in {took}"
@@ -169,6 +193,22 @@ class LineLog:
         if event.outcome is Outcome.DENIED:  # it may never have run: all there is to see is why
             return word, f"{clean(cause(event, node))}  dagrun plan {state.created.run_id} --permissions", "bad"
         return word, f"{why}  dagrun logs {state.created.run_id} {node.id}", "bad"
+
+
+def _used(state: RunState, i: int) -> str:
+    """What the last attempt of an agent used, to stand behind its time; empty for others."""
+    used = usage_of(state.plan.nodes[i], state.attempts[i][-1:]) if state.attempts[i] else None
+    if used is None or not used.calls:
+        return ""
+    cost = f"  {money(used.spent)}" if used.spent else ""
+    return f"  {tokens(used.tokens)} tokens{cost}"
+
+
+def _asked_to_wait(event: CallEnded) -> str:
+    """How long a provider asked to wait, where the answer rides in the event."""
+    answer = event.answer.get("v")
+    wait_s = answer.get("retry_after_s") if isinstance(answer, dict) else None
+    return f", to be tried again in {format_duration(wait_s)}" if isinstance(wait_s, int | float) and wait_s else ""
 
 
 def _most_tries(state: RunState, i: int) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from dagrun.core.agents import default_level, held_of, permitted_offer, tiers_of, wish_of
 from dagrun.core.ceiling import stand_ins
-from dagrun.core.lattice import effective, explain
+from dagrun.core.lattice import explain
 from dagrun.core.names import Json
 from dagrun.core.permissions import Effective, Isolation
 from dagrun.core.workflow import Docker, docker_of
@@ -18,7 +19,7 @@ from dagrun.view.text import PLAIN, Look, clean, folded, plural
 
 if TYPE_CHECKING:
     from dagrun.core.plan import Plan
-    from dagrun.core.workflow import Node, Workflow
+    from dagrun.core.workflow import Agent, Node, Workflow
 
 _NAMES = 60  # more of one group are only counted, on a terminal
 _COLUMN = 12
@@ -77,9 +78,40 @@ def _rights(flow: Workflow, subject: Subject) -> tuple[tuple[str, str, str], ...
     node = subject.node
     if node.review is not None:
         return (("asks", "a human; nothing runs", ""),)
-    held = explain(flow.permissions, node.permissions, node.isolation)
-    got = effective(flow.permissions, node.permissions, node.isolation)
-    return (held[0], *_open(got), *held[1:], *_container(flow, node, got.isolation), *_ceilings(node), *_secrets(node))
+    held = explain(flow.permissions, node.permissions, node.isolation, agent=node.agent is not None)
+    got = held_of(flow, node)
+    level: tuple[str, str, str] = held[0]
+    if node.agent is not None and node.isolation == got.isolation == default_level(node.agent):
+        level = (held[0].key, held[0].text, "default of what it is offered")
+    rest = (*_container(flow, node, got.isolation), *_ceilings(node), *_secrets(node))
+    return (level, *_open(got), *held[1:], *_asks(flow, node), *rest)
+
+
+def _asks(flow: Workflow, node: Node) -> Iterator[tuple[str, str, str]]:
+    """What an agent, or the one that repairs a node, is offered of that, and the models that it may ask."""
+    for agent, which in _agents(node):
+        tools = permitted_offer(agent, held_of(flow, node).tools)
+        default = "node" if agent.tools is not None else "default, as far as it is allowed"
+        yield f"{which}offered", ", ".join(tools) or "nothing", default
+        models = asked_models(flow, node, agent)
+        wish = wish_of(flow, agent)
+        yield f"{which}asks", ", ".join(models) or "nobody", f"tier {wish}" if wish in tiers_of(flow) else "node"
+        if agent.skills:
+            yield f"{which}skills", ", ".join(agent.skills), "they can only narrow what it is offered"
+
+
+def _agents(node: Node) -> Iterator[tuple[Agent, str]]:
+    if node.agent is not None:
+        yield node.agent, ""
+    if node.on_failure is not None and node.on_failure.replanner is not None:
+        yield node.on_failure.replanner, "replanner "
+
+
+def asked_models(flow: Workflow, node: Node, agent: Agent) -> tuple[str, ...]:
+    """The models that an agent may be routed to, in order."""
+    from dagrun.agent.checks import route_of
+
+    return route_of(flow, node, agent).models
 
 
 def _open(got: Effective) -> Iterator[tuple[str, str, str]]:
@@ -174,7 +206,7 @@ def _node_json(flow: Workflow, subject: Subject) -> dict[str, Json]:
     head: dict[str, Json] = {"id": node.id, "place": subject.place or "node", "kind": node.kind}
     if node.review is not None:
         return head
-    got = effective(flow.permissions, node.permissions, node.isolation)
+    got = held_of(flow, node)
     amounts: dict[str, Json] = dict(ceilings(node))
     variables: list[Json] = list(node.secrets)
     files: list[Json] = list(node.secret_files)
@@ -186,8 +218,21 @@ def _node_json(flow: Workflow, subject: Subject) -> dict[str, Json]:
         "docker": _docker_json(docker_of(flow, node)) if got.isolation == "container" else None,
         "ceilings": amounts,
         "secrets": {"variables": variables, "files": files},
+        **_agent_json(flow, node),
         "why": {key: why for key, _, why in _rights(flow, subject)},
     }
+
+
+def _agent_json(flow: Workflow, node: Node) -> dict[str, Json]:
+    made: dict[str, Json] = {}
+    for agent, which in _agents(node):
+        made["replanner" if which else "agent"] = {
+            "offered": list(permitted_offer(agent, held_of(flow, node).tools)),
+            "models": list(asked_models(flow, node, agent)),
+            "skills": list(agent.skills),
+            "mcp": list(agent.mcp),
+        }
+    return made
 
 
 def _effective_json(got: Effective) -> dict[str, Json]:

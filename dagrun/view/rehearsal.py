@@ -204,8 +204,8 @@ def _style(case: Case) -> str:
 def _step(step: Step) -> str:
     if step.kind == "review":
         return "review"
-    if step.kind == "replan":
-        return f"replan {clean(step.name)}"
+    if step.kind in ("replan", "replanner"):
+        return f"{step.kind} {clean(step.name)}".rstrip()
     return "inline fallback" if step.name == "inline" else f"fallback {clean(step.name)}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.names import Outcome, Status
 from dagrun.core.trace import TraceAttempt, TraceEntry, iso_utc, run_duration_ms, trace_entries
+from dagrun.core.usage import has_agents, money_of, usage_of_run, usd
 from dagrun.view.text import clean_block, decode
 
 if TYPE_CHECKING:
@@ -44,11 +45,21 @@ def junit_xml(state: RunState, *, read: Callable[[int], bytes] | None = None, wa
         f'<property name="run_id" {_attribute("value", state.created.run_id)}/>',
         f'<property name="status" {_attribute("value", state.status.value)}/>',
         f'<property name="revision" value="{state.plan.revision}"/>',
+        *_spending(state),
         "</properties>",
     ]
     for entry in entries:
         lines += _case(state, entry, read)
     return "\n".join([*lines, "</testsuite>", "</testsuites>"]) + "\n"
+
+
+def _spending(state: RunState) -> Iterator[str]:
+    """What agents used, as properties of the suite: numbers for whoever charts them."""
+    if has_agents(state):
+        used = usage_of_run(state)
+        yield f'<property name="input_tokens" value="{used.input}"/>'
+        yield f'<property name="output_tokens" value="{used.output}"/>'
+        yield f'<property name="cost_usd" value="{usd(money_of(state).spent):.9f}"/>'
 
 
 def _is_bad(state: RunState, entry: TraceEntry) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.names import Json, Outcome, RunStatus, Status, format_duration
 from dagrun.core.trace import cause, run_duration_ms
+from dagrun.view.tables import spending_lines
 from dagrun.view.text import PLAIN, Look, clean, counts_text, last_lines
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def end_summary(
     what the run ended with), `status` is given where the caller knows better (a crashed run).
     """
     ended = status or state.status
-    lines = [_head(state, ended, look)]
+    lines = [_head(state, ended, look), *spending_lines(state, look)]
     failed = failed_nodes(state)
     for i in failed[:_NODES]:
         lines += _node(state, i, read, look, line_of)
@@ -166,13 +167,23 @@ def _hints(state: RunState, status: RunStatus, failed: list[int]) -> list[tuple[
     if failed:
         from dagrun.view.confined import ways_on
 
-        name = state.plan.ids[failed[0]]
+        broke = [i for i in failed if state.attempts[i] and state.attempts[i][-1].outcome is Outcome.OVER_BUDGET]
+        first = broke[0] if broke else failed[0]
+        name = state.plan.ids[first]
         hints += [
-            ("fixed the cause? go on", f"dagrun resume {run}"),
-            *ways_on(state, failed[0]),
+            _more_money(state, name) if broke else ("fixed the cause? go on", f"dagrun resume {run}"),
+            *ways_on(state, first),
             ("see its output", f"dagrun logs {run} {name}"),
             ("see everything", f"dagrun trace show {run} --node {name}"),
         ]
     else:
         hints += [("go on", f"dagrun resume {run}"), ("see what was done", f"dagrun trace show {run}")]
     return hints
+
+
+def _more_money(state: RunState, name: str) -> tuple[str, str]:
+    """How to go on where money ran out: a cap is raised in the file, and what was paid for is taken over."""
+    from shlex import quote
+
+    file = quote(clean(state.created.file)) if state.created.file else "FILE"
+    return "raise cost_budget, go on there", f"dagrun execute {file} --from {name} --outputs-of {state.created.run_id}"

@@ -1,4 +1,4 @@
-"""Tables of what happened: `trace show`, one node in detail, failures, the list of runs.
+"""Tables of what happened: `trace show`, the list of runs.
 
 Made by hand: light enough for a command that has to answer at once, and in a pipe (no width)
 nothing is cut, coloured or folded. Every text of a node or file goes through `clean`.
@@ -6,21 +6,14 @@ nothing is cut, coloured or folded. Every text of a node or file goes through `c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from json import dumps
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagrun.core.names import Json, RunStatus, Status, format_duration
-from dagrun.core.trace import (
-    TraceAttempt,
-    TraceEntry,
-    iso_utc,
-    run_critical_path,
-    run_duration_ms,
-    trace_entries,
-    trace_entry,
-)
+from dagrun.core.names import RunStatus, Status, format_duration
+from dagrun.core.trace import TraceEntry, iso_utc, run_duration_ms, trace_entries
+from dagrun.core.tracepath import run_critical_path
+from dagrun.core.usage import has_agents, money_of, usage_of_run
 from dagrun.view.text import (
     PLAIN,
     Look,
@@ -29,20 +22,17 @@ from dagrun.view.text import (
     counts_text,
     folded,
     glyph,
-    last_lines,
+    money,
     pad,
     plural,
-    size,
+    tokens,
 )
 
 if TYPE_CHECKING:
     from dagrun.core.state import RunState
-    from dagrun.core.workflow import Node
 
-_TAIL_LINES = 20
 _WARNINGS = 10
 _NARROWEST = 8
-_WHOLE = frozenset(("error", "reason", "confined", "limited", "warning"))  # never cut: they say what to do
 
 
 class Head(NamedTuple):
@@ -108,7 +98,7 @@ def trace_table(
 ) -> str:
     """A run, a line for each node by wave; ends with a newline."""
     entries = trace_entries(state, wall_now)
-    lines = [run_line(state, look, wall_now, status), "", *_entry_lines(entries, look)]
+    lines = [run_line(state, look, wall_now, status), *spending_lines(state, look), "", *entry_lines(entries, look)]
     lines += _warnings(state, look)
     path = [step.node_id for step in run_critical_path(state)]
     if len(path) > 1:
@@ -130,20 +120,18 @@ def _warnings(state: RunState, look: Look) -> list[str]:
     return ["", *(look.paint(line, "yellow") for line in lines)] if lines else []
 
 
-def failures_table(state: RunState, look: Look = PLAIN, *, wall_now: float | None = None) -> str:
-    """What did not go well: failed and cancelled nodes, and how to see their output."""
-    bad = [
-        trace_entry(state, i, wall_now)
-        for i, s in enumerate(state.node_status)
-        if s in (Status.FAILED, Status.CANCELLED, Status.RETRYING, Status.SUPERSEDED) and i not in state.removed
-    ]
-    bad.sort(key=lambda e: (e.status is not Status.FAILED, e.wave))
-    lines = [run_line(state, look, wall_now), ""]
-    if not bad:
-        return "\n".join([*lines, "no node failed"]) + "\n"
-    lines += _entry_lines(bad, look)
-    lines += ["", f"dagrun logs {state.created.run_id} {bad[0].node_id}"]
-    return "\n".join(lines) + "\n"
+def spending_lines(state: RunState, look: Look = PLAIN) -> list[str]:
+    """What the agents of a run used and spent, in a line; none where there are no agents."""
+    if not has_agents(state):
+        return []
+    used, spent = usage_of_run(state), money_of(state)
+    parts = [plural(used.calls, "model call"), f"{used.input:,} tokens in", f"{used.output:,} out"]
+    cap = f" of {money(spent.cap)}" if spent.cap is not None else ""
+    parts.append(f"spent {money(spent.spent)}{cap}")
+    if spent.held:
+        parts.append(f"held {money(spent.held)}")
+    line = f"  {f' {look.glyphs.dot} '.join(parts)}"
+    return [look.cut(line, look.width) if look.width else line]
 
 
 def run_line(
@@ -161,7 +149,8 @@ def run_line(
     return f"{name}  {word} in {took}  {size_}: {counts_text(state.counts)}{reason}"
 
 
-def _entry_lines(entries: Sequence[TraceEntry], look: Look) -> list[str]:
+def entry_lines(entries: Sequence[TraceEntry], look: Look) -> list[str]:
+    """The table of some entries: a head, then a line for each."""
     rows = [_entry_row(e, look) for e in entries]
     return table(_TRACE, rows, look, lambda k: _row_style(entries[k].status))
 
@@ -171,7 +160,7 @@ def _row_style(status: Status) -> str:
 
 
 def _entry_row(entry: TraceEntry, look: Look) -> tuple[str, ...]:
-    tokens = entry.input_tokens + entry.output_tokens
+    used = entry.agent
     why = "" if entry.status is Status.COMPLETED else entry.error
     text = ": ".join(dict.fromkeys(clean(t) for t in (why, entry.reason, entry.output_summary) if t))
     return (
@@ -181,123 +170,10 @@ def _entry_row(entry: TraceEntry, look: Look) -> tuple[str, ...]:
         str(len(entry.attempts) or ""),
         format_duration(entry.duration_ms / 1000) if entry.attempts else "",
         clean(entry.model or ""),
-        f"{tokens:,}" if tokens else "",
-        f"${entry.cost_usd:.4f}" if entry.cost_usd else "",
+        tokens(used.tokens) if used and used.tokens else "",
+        money(used.spent) if used and used.spent else "",
         text or clean(entry.title),
     )
-
-
-# ---------------------------------------------------------------- trace show --node
-
-_ATTEMPT = (
-    Head("TRY", right=True),
-    Head("OUTCOME"),
-    Head("STARTED"),
-    Head("TIME", right=True),
-    Head("CPU", right=True, optional=True),
-    Head("MEMORY", right=True, optional=True),
-    Head("WHY"),
-)
-
-
-def node_detail(
-    state: RunState,
-    i: int,
-    look: Look = PLAIN,
-    *,
-    read: Callable[[int], bytes] | None = None,
-    wall_now: float | None = None,
-) -> str:
-    """All that is known of one node. `read(i)` gives the last bytes that it wrote."""
-    from dagrun.view.confined import held_to, warnings_of
-
-    entry = trace_entry(state, i, wall_now)
-    node = state.plan.nodes[i]
-    word = look.paint.status(f"{glyph(look.glyphs, entry.status)} {entry.status.value.replace('_', ' ')}", entry.status)
-    lines = [f"{look.paint(entry.node_id, 'bold')}  {word}  {clean(state.created.workflow)} {entry.run_id}"]
-    output = read(i) if read else b""
-    held = held_to(state, i, output)
-    command = node.run if isinstance(node.run, str) else " ".join(node.run)
-    first, _, rest = command.strip().partition("\n")
-    facts = {
-        "title": node.title,
-        "error": entry.error,
-        "reason": entry.reason,
-        "summary": entry.output_summary,
-        "wave": f"{entry.wave} of {state.plan.depth}",
-        "review": node.review.message or "yes" if node.review else "",
-        "run": first + (f" {look.glyphs.ellipsis}" if rest else ""),
-        "if": node.condition,
-        "needs": _names(state, state.plan.needs[i]),
-        "needed by": _names(state, state.plan.dependents[i]),
-        "isolation": entry.isolation + (f", held by {entry.sandbox}" if entry.sandbox else ""),
-        **({held.by: held.text} if held else {}),
-        "warning": "; ".join(warnings_of(state, i)),
-        "timeout": _timeout(node),
-        "output": f"{size(entry.stdout_bytes)} stdout, {size(entry.stderr_bytes)} stderr" if entry.attempts else "",
-        "inputs": entry.inputs_digest,
-        "outputs": entry.outputs_digest,
-    }
-    lines += [_fact(name, value, look) for name, value in facts.items() if value]
-    if entry.attempts:
-        rows = [_attempt_row(a, look) for a in entry.attempts]
-        lines += ["", *table(_ATTEMPT, rows, look)]
-    lines += _values(state.outputs.get(i, {}), look)
-    shown = last_lines(output, _TAIL_LINES)
-    if shown:
-        width = (look.width or 10_000) - 2
-        lines += ["", look.paint(f"last output (all of it: dagrun logs {entry.run_id} {entry.node_id})", "dim")]
-        lines += [f"| {look.cut(line, width)}" for line in shown]
-    return "\n".join(lines) + "\n"
-
-
-def _timeout(node: Node) -> str:
-    if node.review is None:
-        return format_duration(node.timeout_s)
-    limit = node.review.timeout_s
-    return f"{format_duration(limit)}, then {node.review.on_timeout}" if limit is not None else ""
-
-
-def _fact(name: str, value: str, look: Look) -> str:
-    head = f"  {name.ljust(10)} "
-    if name in _WHOLE:
-        return "\n".join(folded(head, clean(value).split(" "), look.width))
-    line = head + clean(value)
-    return look.cut(line, look.width) if look.width else line
-
-
-def _names(state: RunState, numbers: Sequence[int]) -> str:
-    shown = ", ".join(state.plan.ids[d] for d in numbers[:20])
-    return shown + (f" and {len(numbers) - 20:,} more" if len(numbers) > 20 else "")
-
-
-def _attempt_row(attempt: TraceAttempt, look: Look) -> tuple[str, ...]:
-    word = attempt.outcome.value.replace("_", " ") if attempt.outcome else "running"
-    return (
-        str(attempt.number),
-        word,
-        f"{attempt.started_at[:10]} {attempt.started_at[11:19]}Z",
-        format_duration(attempt.duration_ms / 1000),
-        format_duration(attempt.cpu_ms / 1000) if attempt.cpu_ms is not None else "",
-        size(attempt.max_rss_bytes) if attempt.max_rss_bytes is not None else "",
-        clean(attempt.error),
-    )
-
-
-def _values(outputs: Mapping[str, Json], look: Look) -> list[str]:
-    """The outputs of a node as the journal has them: small ones as values, large ones as digests."""
-    lines = []
-    for name, held in outputs.items():
-        if isinstance(held, dict) and "v" in held:
-            value = held["v"]
-            text = value if isinstance(value, str) else dumps(value, ensure_ascii=False)
-        elif isinstance(held, dict):
-            text = f"{size(int(str(held.get('size', 0))))}, sha256 {held.get('sha', '')}"
-        else:
-            text = dumps(held, ensure_ascii=False)
-        line = f"  {name}: {clean(text)}"
-        lines.append(look.cut(line, look.width) if look.width else line)
-    return ["", "outputs", *lines] if lines else []
 
 
 # ---------------------------------------------------------------- runs
@@ -305,7 +181,7 @@ def _values(outputs: Mapping[str, Json], look: Look) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """A run in the list of runs. Times in seconds; `done` of `nodes` are settled."""
+    """A run in the list of runs. Times in seconds, `spent` in nano-dollars; `done` of `nodes` are settled."""
 
     run_id: str
     workflow: str
@@ -315,6 +191,7 @@ class RunRow:
     nodes: int = 0
     done: int = 0
     failed: int = 0
+    spent: int = 0
     note: str = ""
 
 
@@ -326,6 +203,7 @@ _RUNS = (
     Head("TIME", right=True),
     Head("NODES", right=True),
     Head("FAILED", right=True, optional=True),
+    Head("COST", right=True, optional=True),
     Head("NOTE", optional=True),
 )
 
@@ -343,6 +221,7 @@ def runs_table(rows: Sequence[RunRow], now: float, look: Look = PLAIN) -> str:
             format_duration(row.duration_s),
             f"{row.done:,}/{row.nodes:,}",
             f"{row.failed:,}" if row.failed else "",
+            money(row.spent) if row.spent else "",
             clean(row.note),
         )
         for row in rows

@@ -151,6 +151,7 @@ class Glyphs:
     full: str = "█"
     empty: str = "░"
     ellipsis: str = "…"
+    dot: str = "·"
     encoding: str = "utf-8"
 
 
@@ -166,6 +167,7 @@ ASCII = Glyphs(
     full="#",
     empty=".",
     ellipsis="...",
+    dot="-",
     encoding="ascii",
 )
 
@@ -173,7 +175,7 @@ ASCII = Glyphs(
 def glyphs_for(encoding: str | None) -> Glyphs:
     """The signs that this encoding can carry."""
     try:
-        "✓✗●○↻‖–█░…".encode(encoding or "ascii")
+        "✓✗●○↻‖–█░…·".encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return UTF8
@@ -279,6 +281,26 @@ def size(count: int) -> str:
         if value < 999.95:
             return f"{value:.1f} {unit}"
     return f"{value / 1000:.1f} TB"
+
+
+def money(nano: int) -> str:
+    """Nano-dollars for people: `$0.0123`, `$1.50`, `$120.75`; what is not zero is never shown as zero."""
+    if 0 < nano < 50_000:
+        return "<$0.0001"
+    digits = 4 if nano < 10**10 else 2
+    whole, rest = divmod((nano + 5 * 10 ** (8 - digits)) // 10 ** (9 - digits), 10**digits)
+    return f"${whole:,}.{f'{rest:0{digits}d}'.rstrip('0').ljust(2, '0')}"
+
+
+def tokens(count: int) -> str:
+    """A number of tokens in at most six cells: `950`, `8,200`, `38.2k`, `1.3M`."""
+    if count < 10_000:
+        return f"{count:,}"
+    for unit, one in (("k", 10**3), ("M", 10**6), ("G", 10**9)):
+        value = count / one
+        if value < 999.5 or unit == "G":
+            break
+    return f"{value:.1f}{unit}" if value < 99.95 else f"{value:.0f}{unit}"
 
 
 def plural(count: int, word: str) -> str:

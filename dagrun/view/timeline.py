@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dagrun.core.names import Status, format_duration
-from dagrun.core.trace import node_spans, run_critical_path
+from dagrun.core.tracepath import node_spans, run_critical_path
 from dagrun.view.tables import run_line
 from dagrun.view.text import PLAIN, Look, pad
 

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dagrun.core.event import FORMAT
 from dagrun.core.names import Outcome, Schedule
+from dagrun.core.permissions import Permissions
 from dagrun.core.trace import trace_to_json
-from dagrun.core.workflow import Input, Limits, Node, Output, Retry, Workflow
+from dagrun.core.workflow import Agent, Input, Limits, Node, Output, Provider, Retry, Workflow
 from dagrun.engine.observer import Silent
 from dagrun.engine.recovery import request_cancel
 from dagrun.engine.session import Options, execute, resume
@@ -92,6 +93,39 @@ STOP = workflow(
     Node(id="first", run="true"),
     Node(id="second", run="test -e go || sleep 60", needs=("first",)),
     Node(id="third", run="true", needs=("second",)),
+)
+RULES = """\
+rules:
+- {node: research, turn: 1, model: fake/small, error: {kind: rate_limit, retry_after: 50ms, message: slow down}}
+- {node: research, turn: 1, text: Let me look, tools: [{Read: {file_path: notes.md}}],
+   usage: {input: 900, output: 12, cached: 300}, latency: 20ms}
+- {node: research, turn: 2, text: "{}", usage: {input: 1000, output: 40}}
+- {node: research, turn: 3, json: {summary: three notes}, usage: {input: 1200, output: 60, reasoning: 20}}
+- {node: write, error: {kind: timeout, message: no answer}, try: 1}
+- {node: write, text: About three notes, usage: {input: 100, output: 50}}
+- {node: refuse, text: I will not, finish: refused, usage: {input: 100, output: 5}}
+"""
+PRICES = {"fake/small": {"input": "1", "output": "5"}, "fake/big": {"input": "3", "output": "15"}}
+SUMMARY = {"type": "object", "required": ["summary"], "properties": {"summary": {"type": "string"}}}
+AGENTS = workflow(
+    "agents",
+    Node(id="research", agent=Agent(prompt="Read the notes", tools=("Read",), max_tokens=512), output_schema=SUMMARY),
+    Node(
+        id="write",
+        inputs={"summary": Input(expression="nodes.research.summary")},
+        agent=Agent(prompt="Write about ${{ inputs.summary }}", max_tokens=512),
+    ),
+    Node(id="refuse", agent=Agent(prompt="Do what may not be done", max_tokens=512), continue_on_error=True),
+    Node(
+        id="broke",
+        needs=("research",),
+        agent=Agent(prompt="Go on", max_tokens=512),
+        permissions=Permissions(cost_budget=100_000),
+    ),
+    Node(id="check", needs=("write",), run="echo ok"),
+    models={"cheap": ("fake/small", "fake/big")},
+    provider=Provider(kind="fake", rules="rules.yaml", rules_text=RULES, prices=PRICES),
+    permissions=Permissions(cost_budget=200_000_000),
 )
 
 
@@ -178,7 +212,16 @@ def cancelled(project: str) -> None:
     os.waitpid(pid, 0)
 
 
-ALL: tuple[Callable[[str], None], ...] = (mixed, ready, fast, gpu, selection, adopted, crashed, interrupted, cancelled)
+def agents(project: str) -> None:
+    """Calls that fail, a model that is left, a tool, an answer that does not fit, no money, a refusal."""
+    Path(project, "notes.md").write_text("the notes\n")
+    run(project, AGENTS)
+
+
+ALL: tuple[Callable[[str], None], ...] = (
+    *(mixed, ready, fast, gpu, selection, adopted),
+    *(crashed, interrupted, cancelled, agents),
+)
 
 
 # ---------------------------------------------------------------- neutral and with a valid chain

@@ -34,6 +34,7 @@ class Story:
         )
         self.state: RunState = new_state(self.plan, created, BEGIN)
         self.now_m = 100.0
+        self.told: list[tuple[float, Event]] = []
         self.observers: list = []
         self.parallel = parallel
         if attach:
@@ -51,6 +52,7 @@ class Story:
     def tell(self, *events: Event) -> Story:
         for event in events:
             evolve(self.state, event, self.now, self.now_m)
+            self.told.append((self.now, event))
         for observer in self.observers:
             observer.recorded(events, self.state)
         return self

@@ -11,6 +11,7 @@ from select import select
 
 import pyte
 
+from dagrun.view.live import Live
 from dagrun.view.writer import Writer
 
 
@@ -21,7 +22,20 @@ class Terminal:
         self.emulator = pyte.HistoryScreen(columns, lines, history=5000)
         self._feed = pyte.ByteStream(self.emulator)
         self.seen = b""
+        self._lives: list[Live] = []
         self.resize(columns, lines)
+
+    def watched(self, live: Live) -> Live:
+        """The same table; its thread ends when this terminal is closed."""
+        self._lives.append(live)
+        return live
+
+    def close(self) -> None:
+        """Go away: what still writes gets an error, and its thread ends."""
+        os.close(self.master)
+        for live in self._lives:
+            live._writer.close()
+        self.slave.close()
 
     def resize(self, columns: int, lines: int) -> None:
         size = struct.pack("HHHH", lines, columns, 0, 0)

@@ -9,8 +9,9 @@ from dagrun.core.names import Outcome
 from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.workflow import Docker, Node
 from dagrun.view.confined import held_to, notes, ways_on
+from dagrun.view.detail import node_detail
 from dagrun.view.summary import end_summary
-from dagrun.view.tables import node_detail, trace_table
+from dagrun.view.tables import trace_table
 from dagrun.view.text import Look
 
 from .story import Story, node

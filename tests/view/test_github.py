@@ -9,6 +9,7 @@ from pathlib import Path
 from dagrun.core.names import Outcome, Schedule
 from dagrun.view.github import GithubLog, annotation, guarded, step_summary
 
+from .agents_story import research
 from .story import Story, node, release_notes
 
 EVIL = b"::error::forged\n::add-mask::x\n##[set-env name=PATH]x\n\x1b[31mred\x1b[0m\n"
@@ -66,6 +67,7 @@ def test_no_log_line_holds_an_old_command() -> None:
     story.start("a").end("a", Outcome.FAILED, error="##[add-mask]a")
     log._writer.flush(5)
     assert "##[" not in stream.getvalue().split("::error")[0]
+    log.closed(story.finish().state)
 
 
 def test_ten_annotations_at_most() -> None:
@@ -110,3 +112,17 @@ def test_what_failed_comes_first() -> None:
     text = step_summary(release_notes().finish().state)
     assert text.splitlines()[6].startswith("| lint-docs | failed | 3 |")
     assert "```mermaid" in text
+
+
+def test_agents_have_tokens_and_cost_in_the_step_summary(tmp_path: Path) -> None:
+    env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary"), "GITHUB_OUTPUT": str(tmp_path / "output")}
+    story = research()
+    log, _ = run(story, env)
+    log.closed(story.state)
+    rows = (tmp_path / "summary").read_text().splitlines()
+    assert "| node | status | tries | time | tokens | cost | why |" in rows
+    assert "| scan | completed | 1 | 6.0s | 3,600 | &#36;0.006 | x |" in rows
+    assert "| check | running | 1 | 6.0s |  |  |  |" in rows
+    assert "spent &#36;0.006 of &#36;1.00" in "\n".join(rows)
+    assert "cost=0.006000000" in (tmp_path / "output").read_text().splitlines()
+    assert "tokens" not in step_summary(release_notes().state)

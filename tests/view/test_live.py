@@ -21,10 +21,12 @@ from dagrun.core.event import (
 from dagrun.core.names import Outcome, Schedule, Status
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Retry, node_to_json
-from dagrun.view.frame import Picture, columns_for, draw, rows_for, share, take
+from dagrun.view.draw import columns_for, draw, rows_for
+from dagrun.view.frame import Picture, share, take
 from dagrun.view.live import Live
-from dagrun.view.text import ASCII, Look, Paint, cells, clean
+from dagrun.view.text import ASCII, Look, Paint, cells, clean, money
 
+from .agents_story import CENT, Talking, agent, broke, research
 from .story import Story, node, release_notes
 from .terminal import Terminal
 
@@ -38,12 +40,11 @@ OUTPUT = {
 def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
     made = Terminal(request.param, 24)
     yield made
-    made.slave.close()
-    os.close(made.master)
+    made.close()
 
 
 def show(story: Story, terminal: Terminal, look: Look | None = None) -> Live:
-    live = Live(terminal.slave, look or Look())
+    live = terminal.watched(Live(terminal.slave, look or Look()))
     live.attached(story.state, lambda i: OUTPUT.get(story.plan.ids[i], b""))
     story.observers.append(live)
     return live
@@ -65,7 +66,7 @@ def test_80_columns(terminal: Terminal) -> None:
         "✓ fetch-deps     completed     1  1/1     0:40",
         "✓ collect-prs    completed     1  1/1     0:12  40 pull requests",
         "  + 3 pending",
-        "2 ok, 1 failed, 1 retrying, 2 running, 1 ready, 3 pending   $0.00   revision 1",
+        "2 ok, 1 failed, 1 retrying, 2 running, 1 ready, 3 pending   revision 1",
     ]
 
 
@@ -75,8 +76,8 @@ def test_120_columns(terminal: Terminal) -> None:
     live = show(story, terminal)
     live.tick(story.state, story.now, story.now_m)
     lines = terminal.screen(live._writer)
-    assert lines[2] == "  NODE           STATUS     WAVE  TRY     TIME  TOKENS    COST  LAST"
-    assert lines[3] == "✗ lint-docs      failed        2  3/3     5.0s                  exit 2: 14 dead links"
+    assert lines[2] == "  NODE           STATUS     WAVE  TRY     TIME  LAST"
+    assert lines[3] == "✗ lint-docs      failed        2  3/3     5.0s  exit 2: 14 dead links"
 
 
 def test_frames_draw_over_each_other_and_the_last_stays(terminal: Terminal) -> None:
@@ -178,7 +179,7 @@ def look_at(story: Story, height: int) -> Picture:
 
 def test_columns_go_in_a_fixed_order() -> None:
     seen: list[str] = []
-    everything = ["LAST", "TOKENS", "WAVE", "COST", "TRY", "STATUS", "TIME"]
+    everything = ["WAVE", "STATUS", "LAST", "TOKENS", "COST", "TRY", "TIME"]
     for width in range(120, 8, -1):
         columns, _, last = columns_for(width, 14, agents=True)
         names = {c.name for c in columns} | ({"LAST"} if last else set())
@@ -189,7 +190,7 @@ def test_columns_go_in_a_fixed_order() -> None:
 def test_what_a_node_prints_moves_no_cursor(terminal: Terminal) -> None:
     story = Story([node("evil")])
     story.start("evil")
-    live = Live(terminal.slave)
+    live = terminal.watched(Live(terminal.slave))
     live.attached(story.state, lambda i: "\x1b[2J\x1b[H\x1b]0;pwned\x07\u202etxt [red]x[/red]\x00\x9b5A".encode())
     live.tick(story.state, story.now, story.now_m)
     lines = terminal.screen(live._writer)
@@ -395,3 +396,80 @@ def test_rich_is_not_needed() -> None:
     code = "import sys, dagrun.view.live, dagrun.view.tables, dagrun.view.graph; print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+# ---------------------------------------------------------------- agents
+
+
+def test_agents_show_tokens_cost_and_their_last_words_in_80_columns(terminal: Terminal) -> None:
+    story = research()
+    live = show(story, terminal)
+    said = b"The notes say three things.\nFirst \x1b[31mwe must [bold]not\x1b[0m"
+    live.attached(story.state, lambda i: said if story.plan.ids[i] == "write" else b"")
+    live.tick(story.state, story.now, story.now_m)
+    assert terminal.screen(live._writer) == [
+        "release-notes  r7k2  0:08  j4",
+        "██████████████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  1/4",
+        "  NODE   STATUS     TRY     TIME  TOKENS      COST  LAST",
+        "● check  running    1/1     0:08",
+        "● write  running    1/1     0:02                    First we must [bold]not",
+        "✓ scan   completed  1/1     6.0s   3,600    $0.006  x",
+        "  + 1 pending",
+        "1 ok, 2 running, 1 pending   spent $0.006 · held $0.01 · cap $1.00   revision 1",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [120], indirect=True)
+def test_an_agent_that_has_not_said_a_word_yet_says_whom_it_asks(terminal: Terminal) -> None:
+    story = research()
+    live = show(story, terminal)
+    live.tick(story.state, story.now, story.now_m)
+    lines = terminal.screen(live._writer)
+    assert "● write  running       1  1/1     0:02                    asks anthropic/claude-haiku-4-5" in lines
+    assert lines[-1] == "1 ok, 2 running, 1 pending   spent $0.006 · held $0.01 · cap $1.00   revision 1"
+
+
+def test_long_names_leave_room_for_the_last_words_in_80_columns() -> None:
+    columns, name, last = columns_for(80, 24, agents=True)
+    assert [c.name for c in columns] == ["TRY", "TIME", "TOKENS", "COST"]
+    assert name >= 16
+    assert last >= 24
+    columns, _, last = columns_for(120, 24, agents=True)
+    assert [c.name for c in columns] == ["STATUS", "WAVE", "TRY", "TIME", "TOKENS", "COST"]
+    assert last >= 30
+
+
+def test_the_footer_keeps_the_money_longest() -> None:
+    story = research()
+    picture = take(story.state, story.now_m, 8, 10, {}, lambda i: b"", agents=True)
+    for width in range(80, 45, -1):
+        assert "spent $0.006 · held $0.01 · cap $1.00" in draw(picture, Look(), width, 24)[-1]
+    assert "spent $0.006 - held $0.01 - cap $1.00" in draw(picture, Look(ASCII), 80, 24)[-1]
+
+
+def test_money_without_a_cap_and_runs_without_agents() -> None:
+    free = Talking(agent("a"), cap=None).begin("a")
+    picture = take(free.state, free.now_m, 8, 10, {}, lambda i: b"", agents=True)
+    assert draw(picture, Look(), 80, 24)[-1] == "1 running   spent $0.00   revision 1"
+    spent = broke()
+    picture = take(spent.state, spent.now_m, 8, 10, {0: None}, lambda i: b"", agents=True)
+    lines = draw(picture, Look(), 80, 24)
+    assert lines[-1] == "1 failed   spent $0.01 · held $0.00 · cap $0.02   revision 1"
+    assert lines[3].startswith("✗ write  failed     1/1     2.0s             $0.01  node write: $0.01 are left,…")
+
+
+def test_a_patch_that_brings_the_first_agent_brings_the_columns(terminal: Terminal) -> None:
+    story = Story([node("a"), node("b")], schedule=Schedule.READY)
+    live = show(story, terminal)
+    story.start("a")
+    live.tick(story.state, story.now, story.now_m)
+    assert "COST" not in terminal.screen(live._writer)[2]
+    new = node_to_json(agent("fix"))
+    story.tell(PatchAdmitted(revision=2, base=1, operations=({"insert": {"id": "fix"}},), nodes={"fix": new}))
+    live.tick(story.state, story.now, story.now_m)
+    assert "COST" in terminal.screen(live._writer)[2]
+
+
+def test_a_cost_is_never_too_wide_for_its_column() -> None:
+    for nano in (1, 49_999, CENT, 99_999_999_999, 999 * 10**9):
+        assert cells(money(nano)) <= {c.name: c.width for c in columns_for(120, 10, agents=True)[0]}["COST"]

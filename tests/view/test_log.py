@@ -28,6 +28,7 @@ from dagrun.engine.observer import Observer
 from dagrun.view.live import Live
 from dagrun.view.log import JsonLines, LineLog, operations_text
 
+from .agents_story import BIG, FAST, LIMITED, PROMPT, Talking, agent, reply
 from .story import Story, node
 
 
@@ -261,3 +262,33 @@ def test_how_a_node_ended_is_the_first_word(outcome: Outcome, line: str) -> None
     log, stream = logged(story)
     story.start("a").at(1).end("a", outcome, error="data is not granted")
     assert lines_of(log, story, stream)[-1][9:] == line
+
+
+def test_agents() -> None:
+    story = Talking(agent("scan"), agent("write"), schedule=Schedule.READY)
+    log, stream = logged(story)
+    left = ([FAST, "rate_limit", "rate limited → next"],)
+    story.begin("scan").ask("scan", PROMPT, reasons=([BIG, "not_permitted", "no"],))
+    story.at(1).answer("scan", LIMITED).ask("scan", model=BIG, tries=2, reasons=left)
+    story.at(2).answer("scan", reply(model=BIG)).ask("scan", model=BIG, turn=2, reasons=left)
+    story.at(3).answer("scan", reply(model=BIG)).at(4).end("scan")
+    story.begin("write").ask("write", PROMPT).at(5).answer("write", reply())
+    story.at(6).tell(Warned(text="$0.80 of the $1.00 of the run are spent"))
+    story.end("write", Outcome.OVER_BUDGET, error="no money is left")
+    assert lines_of(log, story, stream)[1:] == [
+        "22:13:20 start   scan",
+        "22:13:21 call    scan          call 1: rate limit in 0.0s, to be tried again in 6.0s",
+        f"22:13:21 model   scan          asks {BIG}: {FAST}: rate limited → next",
+        "22:13:24 ok      scan          4.0s  2,400 tokens  $0.004",
+        "22:13:24 start   write",
+        "22:13:26 warn    $0.80 of the $1.00 of the run are spent",
+        "22:13:26 BUDGET  write         no money is left in 2.0s  1,200 tokens  $0.002  dagrun logs r7k2 write",
+    ]
+
+
+def test_the_words_of_a_provider_forge_no_line() -> None:
+    story = Talking(agent("a"))
+    log, stream = logged(story)
+    story.begin("a").ask("a", PROMPT, model="m\n00:00:00 ok", reasons=(["x\x1b[2J", "overloaded", "a\nb"],))
+    assert [line[:8] for line in lines_of(log, story, stream)] == ["22:13:20"] * 3
+    assert "\x1b" not in stream.getvalue()

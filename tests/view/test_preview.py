@@ -12,7 +12,8 @@ from dagrun.core.patch import Fallback, Insert, Modify, Operation, Patch, Remove
 from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.replan import Verdict, admit
 from dagrun.core.workflow import Docker, Input, Node, Output, Review
-from dagrun.view.frame import draw, take
+from dagrun.view.draw import draw
+from dagrun.view.frame import take
 from dagrun.view.preview import Change, change_lines, change_of, file_diff, node_changes, preview_json, preview_text
 from dagrun.view.revisions import Entry, action_document, history_document, history_table
 from dagrun.view.text import ASCII, Look, Paint

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dagrun.core.names import Outcome, Schedule
 from dagrun.view.report import junit_xml
 
+from .agents_story import research
 from .story import Story, node, release_notes
 
 
@@ -47,3 +48,11 @@ def test_any_bytes_and_texts_make_valid_xml(data: bytes, text: str) -> None:
 def test_only_the_tail_of_the_output_is_kept() -> None:
     story = Story([node("a")]).start("a").end("a")
     assert len(junit_xml(story.state, read=lambda i: b"x" * 1_000_000)) < 70_000
+
+
+def test_what_agents_used_are_properties_of_the_suite() -> None:
+    suite = ElementTree.fromstring(junit_xml(research().state))[0]
+    found = {p.attrib["name"]: p.attrib["value"] for p in suite.iter("property")}
+    assert (found["input_tokens"], found["output_tokens"], found["cost_usd"]) == ("3000", "600", "0.006000000")
+    plain = ElementTree.fromstring(junit_xml(release_notes().state))[0]
+    assert "cost_usd" not in {p.attrib["name"] for p in plain.iter("property")}

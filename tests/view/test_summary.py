@@ -7,6 +7,7 @@ from dagrun.core.names import Outcome, RunStatus, Schedule
 from dagrun.view.summary import end_summary
 from dagrun.view.text import ASCII, Look
 
+from .agents_story import broke, research
 from .story import Story, node, release_notes
 
 
@@ -89,3 +90,22 @@ def test_lines_of_output_fit_a_terminal() -> None:
     story = release_notes().finish()
     text = end_summary(story.state, read=lambda i: b"x" * 5000, look=Look(width=80))
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_what_agents_spent_is_said_at_the_end() -> None:
+    lines = end_summary(research().state).splitlines()
+    assert lines[1] == "  5 model calls · 3,000 tokens in · 600 out · spent $0.006 of $1.00 · held $0.01"
+    assert "  5 model calls - 3,000 tokens in" in end_summary(research().state, look=Look(ASCII))
+
+
+def test_out_of_money_says_how_to_go_on() -> None:
+    story = broke()
+    story.tell(RunEnded(status=RunStatus.OVER_BUDGET, exit_code=5, reason="not enough money left for write"))
+    assert end_summary(story.state) == (
+        "OVER BUDGET  release-notes r7k2  in 2.0s  1 failed  (not enough money left for write)\n"
+        "  1 model call · 0 tokens in · 0 out · spent $0.01 of $0.02\n"
+        "✗ write  (wave 1, 1 try: node write: $0.01 are left, the call may cost $0.02)\n"
+        "  raise cost_budget, go on there  dagrun execute flow.yaml --from write --outputs-of r7k2\n"
+        "  see its output                  dagrun logs r7k2 write\n"
+        "  see everything                  dagrun trace show r7k2 --node write\n"
+    )

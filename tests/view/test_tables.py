@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dagrun.core.names import Outcome, RunStatus, Schedule
-from dagrun.view.tables import Head, RunRow, ago, failures_table, node_detail, runs_table, table, trace_table
+from dagrun.view.detail import failures_table, node_detail
+from dagrun.view.tables import Head, RunRow, ago, runs_table, table, trace_table
 from dagrun.view.text import ASCII, Look, Paint, cells, clean
 from dagrun.view.timeline import timeline
 
+from .agents_story import CENT, research
 from .story import BEGIN, Story, node, release_notes
 
 
@@ -112,6 +116,31 @@ def test_runs() -> None:
     ]
     assert "2023-11-14T22:13:20.000Z" in runs_table(rows, BEGIN)
     assert "dagrun execute" in runs_table([], BEGIN)
+
+
+def test_runs_that_cost_something_say_what() -> None:
+    when = {"created_at": BEGIN, "duration_s": 4.0}
+    free = RunRow(run_id="q1", workflow="ci", status=RunStatus.COMPLETED, nodes=1, done=1, **when)  # type: ignore[arg-type]
+    paid = replace(free, run_id="r7k2", workflow="ai", status=RunStatus.OVER_BUDGET, failed=1, spent=CENT)
+    assert runs_table([free, paid], BEGIN + 40, Look(width=80)).splitlines() == [
+        "RUN   WORKFLOW  STATUS       STARTED  TIME  NODES  FAILED   COST",
+        "q1    ci        completed    40s ago  4.0s    1/1",
+        "r7k2  ai        over budget  40s ago  4.0s    1/1       1  $0.01",
+    ]
+    assert "COST" not in runs_table([free], BEGIN)
+
+
+def test_a_run_with_agents() -> None:
+    lines = trace_table(research().state).splitlines()
+    assert lines[1] == "  5 model calls · 3,000 tokens in · 600 out · spent $0.006 of $1.00 · held $0.01"
+    assert lines[3:6] == [
+        "NODE   STATUS       WAVE  TRIES  TIME  MODEL       TOKENS    COST  SUMMARY",
+        "check  ● running       1      1  6.0s",
+        "scan   ✓ completed     1      1  6.0s  gpt-5-2026   3,600  $0.006  x",
+    ]
+    plain = trace_table(release_notes().state)
+    assert not {"MODEL", "TOKENS", "COST"} & set(plain.split())
+    assert "spent" not in plain
 
 
 def test_ago() -> None:

@@ -22,8 +22,10 @@ from dagrun.view.text import (
     glyphs_for,
     last_line,
     last_lines,
+    money,
     pad,
     size,
+    tokens,
     use_color,
 )
 
@@ -164,3 +166,28 @@ def test_numbers_for_people() -> None:
     assert [clock(s) for s in (-3, 4.9, 72, 3723)] == ["0:00", "0:04", "1:12", "1:02:03"]
     assert [size(n) for n in (0, 999, 1000, 4_200_000, 10**12)] == ["0 B", "999 B", "1.0 KB", "4.2 MB", "1.0 TB"]
     assert counts_text({Status.COMPLETED: 1200, Status.FAILED: 0, Status.SKIPPED: 2}) == "1,200 ok, 2 skipped"
+    assert [tokens(n) for n in (0, 950, 9_999, 10_000, 38_240, 99_950, 999_500, 1_250_000, 10**9)] == [
+        *("0", "950", "9,999", "10.0k", "38.2k", "100k", "1.0M", "1.2M", "1.0G")
+    ]
+
+
+def test_money() -> None:
+    assert [money(n) for n in (0, 1, 49_999, 50_000, 12_300_000, 6_000_000, 10**9, 1_500_000_000)] == [
+        *("$0.00", "<$0.0001", "<$0.0001", "$0.0001", "$0.0123", "$0.006", "$1.00", "$1.50")
+    ]
+    assert [money(n) for n in (9_999_949_999, 9_999_950_000, 120_754_999_999, 10**13)] == [
+        *("$9.9999", "$10.00", "$120.75", "$10,000.00")
+    ]
+
+
+@given(st.integers(1, 10**14))
+def test_money_that_is_there_is_never_shown_as_none(nano: int) -> None:
+    text = money(nano)
+    assert text == "<$0.0001" or abs(float(text[1:].replace(",", "")) * 10**9 - nano) <= max(50_000, nano / 1000)
+    assert any(c in "123456789" for c in text)
+
+
+@given(st.integers(0, 10**13))
+def test_tokens_fit_their_column(count: int) -> None:
+    assert len(tokens(count)) <= 8
+    assert count >= 10**12 or len(tokens(count)) <= 6
