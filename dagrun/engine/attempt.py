@@ -72,7 +72,8 @@ def _injected(state: RunState, node: NodeId, number: int) -> AttemptFinished | N
 def _prepare(
     bench: Workbench, state: RunState, i: int, node: Node, number: int
 ) -> Command | AttemptFinished | NodeSkipped | ReviewRequested:
-    if node.review is None and is_guarded(bench.ceiling, node):
+    runs = bench.replay is None or bench.replay.run_tools
+    if runs and node.review is None and is_guarded(bench.ceiling, node):
         from dagrun.engine.confine import guard_of
 
         guard = guard_of(bench, state.plan.workflow)
@@ -93,7 +94,7 @@ def _command(
     env["DAGRUN_IDEMPOTENCY_KEY"] = f"{bench.key}-{node.id}"
     run = node.run
     plain = isinstance(run, str) or not any("${{" in word for word in run)
-    if plain and not (node.review or node.inputs or node.env or node.condition or node.cwd):
+    if plain and not (node.review or node.agent or node.inputs or node.env or node.condition or node.cwd):
         script = run if isinstance(run, str) else ""
         return Command(command_argv(run, node.shell), env, script=script, stem=stem)
     from dagrun.engine.inputs import prepare_rich
@@ -141,7 +142,7 @@ def conclude(
     if outcome is Outcome.COMPLETED and (node.outputs or node.output_schema is not None or node.artifacts):
         try:
             outputs = collect_outputs(bench, node, run)
-            stored = bench.context.store_artifacts(node.artifacts, bench.project, _reach(run))
+            stored = bench.context.store_artifacts(node.artifacts, bench.project, reach_of(run))
             artifacts = tuple([bench.mask.value(dict(found)) for found in stored])
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
@@ -242,14 +243,20 @@ def collect_outputs(bench: Workbench, node: Node, run: Running) -> dict[str, Jso
     written: dict[str, Json] = {}
     if node.output_schema is not None or any(o.source == "output" for o in node.outputs.values()):
         written = read_outputs_file(run.command.output_path)
+    values = collect_declared(bench, node, run, written)
+    if node.output_schema is not None:
+        _hold(bench, "the outputs", {**written, **values}, node.output_schema)
+    return {name: dict(bench.context.put(bench.mask.value(value))) for name, value in values.items()}
+
+
+def collect_declared(bench: Workbench, node: Node, run: Running, written: dict[str, Json]) -> dict[str, Json]:
+    """The values of the declared outputs, `written` being what the node gave by name. Raises OutputError."""
     values: dict[str, Json] = {}
     for name, output in node.outputs.items():
         if node.output_schema is not None and output.source == "output" and name not in written:
             continue  # whether it had to be there is for the schema to say
         values[name] = _one_output(bench, run, name, output, written)
-    if node.output_schema is not None:
-        _hold(bench, "the outputs", {**written, **values}, node.output_schema)
-    return {name: dict(bench.context.put(bench.mask.value(value))) for name, value in values.items()}
+    return values
 
 
 def _one_output(bench: Workbench, run: Running, name: str, output: Output, written: dict[str, Json]) -> Json:
@@ -282,7 +289,7 @@ def _one_output(bench: Workbench, run: Running, name: str, output: Output, writt
 def _file_output(bench: Workbench, run: Running, name: str, output: Output) -> Json:
     """The content of a declared file: JSON when it is named so or a path selects in it, else text."""
     path: str | int | None = os.path.join(run.command.cwd or bench.project, output.file)
-    reach = _reach(run)
+    reach = reach_of(run)
     if reach is not None:
         path = reach(str(path), output.file)
     try:
@@ -296,7 +303,7 @@ def _file_output(bench: Workbench, run: Running, name: str, output: Output) -> J
             os.close(path)
 
 
-def _reach(run: Running) -> Opener | None:
+def reach_of(run: Running) -> Opener | None:
     """How files that a confined attempt wrote are opened; None: as those of any other command."""
     spec = run.command.spec
     if spec is None or (spec.level != "container" and spec.read is None and spec.network is None):

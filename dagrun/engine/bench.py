@@ -17,7 +17,10 @@ from dagrun.store.context import ContextStore
 
 if TYPE_CHECKING:
     from dagrun.core.permissions import Permissions
+    from dagrun.engine.briefing import Begin
     from dagrun.engine.confine import Guard
+    from dagrun.engine.providers import Kit
+    from dagrun.engine.replaying import Replayer
     from dagrun.sandbox.wall import Guarantee, Spec
     from dagrun.sandbox.walls import Walls
 
@@ -28,7 +31,7 @@ class Command:
 
     `stem` begins the paths of its files in the exchange. `spec` is what it asks of a back end (None:
     a plain command), `sandbox` the name of that back end, `folder` what is removed when it is over.
-    `began_ns` is wall time.
+    `began_ns` is wall time. `agent` makes it the tool worker of an agent that begins so.
     """
 
     argv: tuple[str, ...]
@@ -41,6 +44,7 @@ class Command:
     sandbox: str = ""
     folder: str = ""
     began_ns: int = 0
+    agent: Begin | None = None
 
     @property
     def output_path(self) -> str:
@@ -62,8 +66,8 @@ class Workbench:
     """What all attempts of a run share: secrets, environment, the folder for exchange, the store.
 
     `exchange` is a folder outside `.dagrun/`, private to this user. `ceiling` is what the workflow
-    permits all its nodes, `accepted` what its user does without. `exempt` keeps helpers out of sweeps,
-    `used` hears what a kill of this process would leave (EngineSide.tell_sweep).
+    permits all its nodes, `accepted` what its user does without. `kit` is what its agents share (`agents`
+    makes it). `exempt` keeps helpers out of sweeps, `used` hears what a kill of this process would leave (EngineSide.tell_sweep).
     """
 
     run_id: str
@@ -83,6 +87,9 @@ class Workbench:
     exempt: Callable[[int], None] | None = None
     used: Callable[[str, str], None] = _unused
     guard: Guard | None = None
+    kit: Kit | None = None
+    make_kit: Callable[[], Kit] | None = None
+    replay: Replayer | None = None
     mask: Masker = field(init=False)
     _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, str]] = field(init=False)
 
@@ -103,6 +110,24 @@ class Workbench:
                 found[name] = self.secrets[name]
             self._bases[key] = found
         return found
+
+    def agents(self) -> Kit:
+        """What the agents share; made at the first one. Raises EnvironmentFault and InputError."""
+        if self.kit is None:
+            assert self.make_kit is not None
+            self.kit = self.make_kit()
+            self.mask.add(self.kit.secret)
+        return self.kit
+
+    @property
+    def told_id(self) -> str:
+        """The run as nodes are told: in a replay the recorded one."""
+        return self.run_id if self.replay is None else self.replay.run_id
+
+    @property
+    def told_dir(self) -> str:
+        """The project as nodes are told: in a replay that runs nothing the recorded one."""
+        return self.project if self.replay is None or self.replay.run_tools else self.replay.project
 
     def _used(self, kind: str) -> None:
         self.used(kind, self.run_path)
@@ -131,6 +156,7 @@ def is_guarded(ceiling: Permissions | None, node: Node) -> bool:
     """
     return (
         ceiling is not None
+        or node.agent is not None
         or node.permissions is not None
         or node.isolation != "process"
         or node.secret_files != ()
@@ -142,7 +168,7 @@ def is_guarded(ceiling: Permissions | None, node: Node) -> bool:
 
 def run_context(bench: Workbench) -> dict[str, Json]:
     """What expressions read as `run`."""
-    return {"id": bench.run_id, "workflow": bench.workflow, "dir": bench.project}
+    return {"id": bench.told_id, "workflow": bench.workflow, "dir": bench.told_dir}
 
 
 _GIVING = frozenset({Status.COMPLETED, Status.SKIPPED})  # a human who skips a node may give its outputs

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from dagrun.core.ceiling import stand_ins
 from dagrun.core.event import AttemptFinished, NodeSkipped, ReviewRequested
-from dagrun.core.lattice import effective
+from dagrun.core.lattice import effective, for_agent
 from dagrun.core.names import NodeId, Outcome
 from dagrun.core.workflow import Docker, Node, Workflow, docker_of
 from dagrun.engine.bench import Command, Workbench
@@ -51,6 +51,8 @@ def bounds_of(node: Node) -> Bounds:
 def ask(workflow: Workflow, node: Node) -> Spec:
     """What a node asks of a back end, without what only an attempt has."""
     held = effective(workflow.permissions, node.permissions, node.isolation)
+    if node.agent is not None:
+        held = for_agent(held)
     docker = docker_of(workflow, node) if held.isolation == "container" else Docker()
     confined = held.confined
     paths = held.paths if confined else None
@@ -153,8 +155,8 @@ class Guard:
         self._walls = walls
         self._asks: dict[int, tuple[Node, Spec]] = {}  # by identity of the node, which is kept alive by it
         self._told = False  # the watchdog, of secret files that a kill of the engine would leave
-        self._hidden = tuple(dict.fromkeys(_hidden(bench, workflow)))
-        self._protected = tuple(dict.fromkeys(_protected(bench, workflow)))
+        self._hidden = tuple(dict.fromkeys(hidden_of(bench, workflow)))
+        self._protected = tuple(dict.fromkeys(protected_of(bench, workflow)))
 
     def place(self, node: Node, number: int) -> Place:
         """Make the folder of an attempt, with its secret files in it. Raises EnvironmentFault."""
@@ -182,7 +184,7 @@ class Guard:
         bench = self._bench
         named = {*node.secrets, *node.secret_files}
         hidden = [var for name, var in bench.secret_env.items() if name not in named]
-        if wanted.level == "context" or _is_confined(wanted):
+        if wanted.level == "context" or _is_confined(wanted) or node.agent is not None:
             system = wanted.level != "container"
             env = allow_list_environment(bench.environ, pass_env=node.pass_env, secrets_named=hidden, system=system)
         else:
@@ -207,6 +209,10 @@ class Guard:
         try:
             if confined:
                 _refuse_loader(node, command)
+            if node.agent is not None and wanted.level != "container":
+                from dagrun.agent.worker import python_roots
+
+                wanted = replace(wanted, read=(*(wanted.read or ()), *python_roots()))
             spec = replace(
                 wanted,
                 attempt_id=command.env["DAGRUN_ATTEMPT_ID"],
@@ -266,7 +272,7 @@ def _write_secret(folder: str, name: str, value: bytes) -> str:
     return path
 
 
-def _hidden(bench: Workbench, workflow: Workflow) -> Iterator[str]:
+def hidden_of(bench: Workbench, workflow: Workflow) -> Iterator[str]:
     """What no sandbox shows: dagrun's own folders, other attempts, the sources of secrets."""
     from dagrun.flowfile.cache import folder as cache_folder
 
@@ -280,7 +286,7 @@ def _hidden(bench: Workbench, workflow: Workflow) -> Iterator[str]:
             yield os.path.normpath(os.path.join(bench.project, os.path.expanduser(secret.file)))
 
 
-def _protected(bench: Workbench, workflow: Workflow) -> Iterator[str]:
+def protected_of(bench: Workbench, workflow: Workflow) -> Iterator[str]:
     """The workflow file and the files that it names: read again tomorrow, so never for a node to write."""
     typed = workflow.file == "<stdin>"  # what it names is beside the project
     file = os.path.normpath(os.path.join(bench.project, "" if typed else workflow.file))
@@ -289,6 +295,9 @@ def _protected(bench: Workbench, workflow: Workflow) -> Iterator[str]:
     folder = bench.project if typed else os.path.dirname(file)
     for name in (*workflow.files, *_patches(workflow)):
         yield os.path.normpath(os.path.join(folder, name))
+    if any(node.agent is not None for node in (*workflow.nodes.values(), *workflow.templates.values())):
+        for name in ("skills", ".agents/skills", ".claude/skills"):
+            yield os.path.normpath(os.path.join(folder, name))
 
 
 def _patches(workflow: Workflow) -> Iterator[str]:

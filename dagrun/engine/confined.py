@@ -8,8 +8,8 @@ from dagrun.core.names import Outcome
 from dagrun.engine.attempt import Ending, Running
 from dagrun.sandbox.base import Child, SpawnFailed
 from dagrun.sandbox.plain import Plain
-from dagrun.sandbox.wall import Refused
-from dagrun.sandbox.walls import Walls
+from dagrun.sandbox.wall import Refused, Spec
+from dagrun.sandbox.walls import Held, Walls
 
 
 @dataclass(slots=True)
@@ -17,6 +17,15 @@ class Denied:
     """Why an attempt was not started: it can't be held as it asks."""
 
     message: str
+
+
+@dataclass(slots=True)
+class Started:
+    """An attempt that a back end holds; `refused` says why it has to be ended at once, if it has to."""
+
+    child: Child
+    held: Held
+    refused: str = ""
 
 
 def spawn_held(walls: Walls, sandbox: Plain, run: Running) -> Child | SpawnFailed | Denied:
@@ -27,8 +36,20 @@ def spawn_held(walls: Walls, sandbox: Plain, run: Running) -> Child | SpawnFaile
     """
     spec, slot = run.command.spec, run.slot
     assert spec is not None
+    made = hold(walls, sandbox, replace(spec, outputs=(slot.out_fd, slot.err_fd)), slot.out_fd, slot.err_fd)
+    if not isinstance(made, Started):
+        return made
+    if made.refused:  # it never got to its command: ended at once, and its end says why
+        run.ending = Ending(Outcome.DENIED, made.refused)
+        sandbox.kill_tree(made.child)
+    run.held = made.held
+    return made.child
+
+
+def hold(walls: Walls, sandbox: Plain, spec: Spec, out_fd: int, err_fd: int) -> Started | SpawnFailed | Denied:
+    """Spawn what `spec` says with these files as stdout and stderr. Raises as `spawn_held` does."""
     try:
-        held = walls.launch(replace(spec, outputs=(slot.out_fd, slot.err_fd)))
+        held = walls.launch(spec)
     except Refused as refused:
         return Denied(refused.message + (f" ({refused.hint})" if refused.hint else ""))
     launch = held.launch
@@ -36,8 +57,8 @@ def spawn_held(walls: Walls, sandbox: Plain, run: Running) -> Child | SpawnFaile
         child = sandbox.spawn(
             tuple(launch.argv),
             launch.env,
-            out_fd=slot.out_fd,
-            err_fd=slot.err_fd,
+            out_fd=out_fd,
+            err_fd=err_fd,
             attempt_id=spec.attempt_id,
             cwd=launch.cwd,
             script=launch.script,
@@ -53,8 +74,6 @@ def spawn_held(walls: Walls, sandbox: Plain, run: Running) -> Child | SpawnFaile
         return child
     try:
         walls.started(held, child)
-    except Refused as refused:  # it never got to its command: ended at once, and its end says why
-        run.ending = Ending(Outcome.DENIED, refused.message)
-        sandbox.kill_tree(child)
-    run.held = held
-    return child
+    except Refused as refused:
+        return Started(child, held, refused.message)
+    return Started(child, held)

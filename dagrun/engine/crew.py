@@ -34,6 +34,7 @@ from dagrun.store.exchange import OutputError, read_bytes
 from dagrun.store.rundir import RunDir
 
 if TYPE_CHECKING:
+    from dagrun.engine.agents import Agents
     from dagrun.engine.confined import Denied
 
 TAIL_BYTES = 1024
@@ -51,7 +52,7 @@ class Crew:
     """Who works on one run now. `room` is how many may: it shrinks when the machine has no more to give.
 
     Its processes are registered in `poll`, its deadlines in `timers`: hand what is ready to `reap`
-    and what is due to `due`. `facts` and `patches` (what nodes wrote to $DAGRUN_PATCH, not judged
+    and what is due to `due`. `agents` has those that are no command, once there is one. `facts` and `patches` (what nodes wrote to $DAGRUN_PATCH, not judged
     yet) grow here and are taken by the caller.
     """
 
@@ -61,6 +62,7 @@ class Crew:
         self.room = room
         self.facts: list[Event] = []
         self.patches: list[tuple[NodeId, bytes]] = []
+        self.agents: Agents | None = None
         self._state = state
         self._run_dir = run
         self._bench = bench
@@ -103,6 +105,11 @@ class Crew:
         if slot is None:
             self._busy(i, command, why)
             return
+        if command.agent is not None:
+            attempt.slot = slot.index
+            self._pause_s, self._stuck_since = SPAWN_PAUSE_S, 0.0
+            self._agents().start(i, attempt.number, command, slot)
+            return
         run = Running(i, attempt.number, command, slot, monotonic())
         node = self._state.plan.nodes[i]
         if node.secrets or node.secret_files:
@@ -134,6 +141,22 @@ class Crew:
             return
         attempt.slot = slot.index
         self._watch(child, run)
+
+    def _agents(self) -> Agents:
+        if self.agents is None:
+            from dagrun.engine.agents import Agents
+
+            self.agents = Agents(
+                state=self._state,
+                run=self._run_dir,
+                bench=self._bench,
+                kit=self._bench.agents(),
+                timers=self._timers,
+                poll=self._poll,
+                sandbox=self._sandbox,
+                logs=self._logs,
+            )
+        return self.agents
 
     def _mask_while_it_runs(self, run: Running, node: Node) -> None:
         from dagrun.engine.masking import LiveMask
@@ -215,6 +238,8 @@ class Crew:
             found = self._children.pop(fd, None)
             if found is not None:
                 self._reaped(fd, *found)
+        if self.agents is not None:
+            self.agents.ready(ready)
         facts, self.facts = self.facts, []
         return facts
 
@@ -270,6 +295,9 @@ class Crew:
 
     def cancel(self, i: int, reason: str) -> AttemptFinished | None:
         """End the attempt of node `i`; its outcome, if it had not been spawned yet."""
+        if self.agents is not None and i in self.agents:
+            self.agents.cancel(i, Ending(Outcome.CANCELLED, f"cancelled: {reason}"))
+            return None
         child = self._by_node.get(i)
         if child is None:  # journaled as started, but the machine was short: it never ran
             return self._drop_waiting(i, reason)
@@ -310,6 +338,8 @@ class Crew:
         """SIGKILL to every tree, whatever grace is left; their ends come as those of others do."""
         for child, run in list(self._children.values()):
             self._kill(child, run)
+        if self.agents is not None:
+            self.agents.kill_all()
 
     def end_all(self) -> None:
         """SIGKILL everything that was ever started here, until none of it is left."""
@@ -326,6 +356,8 @@ class Crew:
             self._spawn_waiting()
         elif kind == "size":
             self._check_sizes()
+        elif self.agents is not None and node in self.agents:
+            self._agent_due(self.agents, kind, node, number)
         else:
             child = self._by_node.get(node)
             if child is None or self._children[child.pidfd][1].number != number:
@@ -337,6 +369,15 @@ class Crew:
             elif run.ending is None:
                 text = f"timed out after {format_duration(self._state.plan.nodes[node].timeout_s)}"
                 self._end(child, run, Ending(Outcome.TIMED_OUT, text))
+
+    def _agent_due(self, agents: Agents, kind: Kind, node: int, number: int) -> None:
+        if kind == "timeout":
+            text = f"timed out after {format_duration(self._state.plan.nodes[node].timeout_s)}"
+            agents.cancel(node, Ending(Outcome.TIMED_OUT, text))
+        elif kind == "kill":
+            agents.kill(node)
+        else:
+            agents.timer(node, number)
 
     def _check_sizes(self) -> None:
         """Once a second: end what wrote more than it may, mask what is to be masked while it runs."""
@@ -360,7 +401,9 @@ class Crew:
     # ------------------------------------------------------------ for views, and the way out
 
     def tail(self, i: int) -> bytes:
-        """The last bytes that running node `i` wrote: of stdout, else of stderr."""
+        """The last bytes that running node `i` wrote: of stdout, else of stderr; what an agent is at."""
+        if self.agents is not None and i in self.agents:
+            return self.agents.tail(i)
         child = self._by_node.get(i)
         found = self._children.get(child.pidfd) if child is not None else None
         if found is None:
@@ -374,6 +417,8 @@ class Crew:
 
     def abandon(self) -> None:
         """Every process is dead already: remove what back ends have outside of the tree."""
+        if self.agents is not None:
+            self.agents.close()
         if self._bench.walls is not None:
             self._bench.walls.close()
 

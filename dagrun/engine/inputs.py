@@ -42,7 +42,7 @@ def _prepare(
         return NodeSkipped(node=node.id, reason="dependency", text="a node it needs did not succeed")
     # a secret goes into variables only: arguments, folders, inputs and questions are seen by others
     seen = {name: value for name, value in env.items() if name not in node.secrets} if node.secrets else env
-    scope = ex.Scope(params=bench.params, env=seen, run=run_context(bench), hash_files=_hasher(bench.project))
+    scope = ex.Scope(params=bench.params, env=seen, run=run_context(bench), hash_files=hasher(bench.project))
     inputs = resolve_inputs(bench, state, node, scope)
     scope = replace(scope, inputs=inputs)
     mine = replace(scope, env=env)
@@ -53,10 +53,17 @@ def _prepare(
             return skip
     if node.review is not None:
         return _question(bench, node, node.review, number, scope)
+    if node.agent is not None:
+        from dagrun.engine.agentbegin import agent_command
+
+        command = agent_command(bench, state, node, scope=scope, env={**env, **rendered}, own=rendered, stem=stem)
+        if node.inputs:
+            pass_inputs(command, inputs)
+        return command
     script = node.run if isinstance(node.run, str) else ""
     command = Command(_argv(node, scope), env, script=script, stem=stem)
     if node.inputs:
-        _pass_inputs(command, inputs)
+        pass_inputs(command, inputs)
     env.update(rendered)
     if node.cwd:
         command.cwd = os.path.join(bench.project, ex.render_text(ex.parse_template(node.cwd), scope))
@@ -120,7 +127,7 @@ def resolve_inputs(bench: Workbench, state: RunState, node: Node, scope: ex.Scop
     return values
 
 
-def _pass_inputs(command: Command, inputs: dict[str, Json]) -> None:
+def pass_inputs(command: Command, inputs: dict[str, Json]) -> None:
     """Inputs as INPUT_<NAME> (up to MAX_ENV_BYTES) and as one JSON file."""
     from hashlib import sha256
 
@@ -135,7 +142,7 @@ def _pass_inputs(command: Command, inputs: dict[str, Json]) -> None:
     command.inputs_digest = sha256(whole.encode()).hexdigest()
 
 
-def _hasher(project: str) -> Callable[[tuple[str, ...]], str]:
+def hasher(project: str) -> Callable[[tuple[str, ...]], str]:
     """hashFiles of expressions: sha256 over the files that the patterns match, sorted by path."""
 
     def hash_files(patterns: tuple[str, ...]) -> str:

@@ -26,6 +26,8 @@ from dagrun.store.history import History
 from dagrun.store.journal import Journal
 from dagrun.store.rundir import RunDir
 
+_OVER = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.OVER_BUDGET, RunStatus.CANCELLED)
+
 # ---------------------------------------------------------------- what a dead engine left
 
 
@@ -123,7 +125,7 @@ def _cancel(run: RunDir, by: str, *, alone: bool) -> RunStatus | None:
             reap(run, state)
         catch_up(journal, state)
         try:
-            if state.ended is not None and state.status in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
+            if state.ended is not None and state.status in _OVER:
                 return state.status
             if state.ended is not None and not alone:
                 return None

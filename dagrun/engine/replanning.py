@@ -1,26 +1,35 @@
-"""Patches that come from inside a run: what an author declared for a failure, what a node wrote.
+"""Patches that come from inside a run: what an author declared for a failure, what a node wrote, what a model says.
 
-Each function gives the events that follow; nothing is appended here. Text of a node is data: a
-patch from a node is parsed by the same door as a file of the user, and what would bring new
+Each function gives the events that follow; nothing is appended here. Text of a node or a model is data: a
+patch from one is parsed by the same door as a file of the user, and what would bring new
 commands into the run waits for a human.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from json import loads
 from time import time
 from typing import cast
 
-from dagrun.core.event import EscalationFailed, Event, PatchRefused, ReviewRequested, decode, encode
+from dagrun.core.event import (
+    EscalationFailed,
+    Event,
+    PatchAdmitted,
+    PatchRefused,
+    ReviewRequested,
+    decode,
+    encode,
+)
 from dagrun.core.mask import Masker
-from dagrun.core.names import Json, NodeId, Outcome
-from dagrun.core.patch import Alternative, Fallback, Insert, Modify, Patch, Retry, Trigger
+from dagrun.core.names import Json, NodeId, Outcome, Status
+from dagrun.core.patch import Patch, Trigger
 from dagrun.core.patchlimits import applied_often, chain_end
 from dagrun.core.replan import Actor, admit, chain_length, fallback_patch, proposal, refusal, stale_base
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Fault, Node, OnFailure
-from dagrun.engine.bench import Workbench
+from dagrun.core.workflow import Fault, OnFailure
+from dagrun.engine.bench import Workbench, node_values
 from dagrun.errors import InputError
 
 
@@ -33,6 +42,8 @@ def escalate(bench: Workbench, state: RunState, i: int, step: str) -> list[Event
             return _fall_back(state, i, wanted)
         case "replan":
             return _replan(state, i, wanted)
+        case "replanner":
+            return _model(bench, state, i, wanted)
         case _:
             return [_ask(bench, state, i, wanted)]
 
@@ -64,7 +75,7 @@ def _replan(state: RunState, i: int, wanted: OnFailure) -> list[Event]:
     from dagrun.flowfile.patchfile import patch_from_document
 
     most = state.plan.workflow.limits.fallback_chain
-    if sum(r.by == f"on_failure:{state.plan.ids[i]}" for r in state.revisions) >= most:
+    if sum(r.by == f"on_failure:{state.plan.ids[i]}" and not r.asks for r in state.revisions) >= most:
         return [_failed(state, i, "replan", applied_often(most))]
     try:
         patch = patch_from_document(wanted.replan_patch, state.plan.workflow, wanted.replan)
@@ -80,10 +91,77 @@ def _declared(state: RunState, i: int, step: str, patch: Patch) -> list[Event]:
     if verdict.event is None:
         refused = refusal(state, patch, verdict.faults, f"on_failure:{name}")
         return [refused, _failed(state, i, step, "; ".join(refused.reasons))]
+    if _handles(verdict.event, name):
+        return [verdict.event]
+    return [verdict.event, _failed(state, i, step, "the patch leaves this node as it is")]
+
+
+def _handles(event: PatchAdmitted, name: NodeId) -> bool:
+    """Whether a patch changes anything for a failed node."""
+    return name in event.reset or name in event.superseded or name in event.removed or name in event.skipped
+
+
+# ---------------------------------------------------------------- what a model says
+
+
+def _model(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> list[Event]:
+    """Ask the replanner of a failed node; once it has answered, the verdict on its patch."""
+    from dagrun.core.replanner import not_now, question
+
+    assert wanted.replanner is not None
+    if i in state.asking:
+        return _masked(_answered(bench, state, i, state.asking[i]), bench.mask)
+    why_not = not_now(state, i)
+    if why_not:
+        return [_failed(state, i, "replanner", why_not)]
+    from dagrun.engine.evidence import evidence
+
+    trigger = _trigger(state, i)
+    return _masked([question(state, i, wanted.replanner, evidence(bench, state, i), trigger)], bench.mask)
+
+
+def _answered(bench: Workbench, state: RunState, i: int, replanner: int) -> list[Event]:
+    """What follows from the end of a replanner: its patch, a proposal of it, or the next step."""
+    name = state.plan.ids[replanner]
+    if i in state.offers:
+        return [_failed(state, i, "replanner", f"proposal {state.offers[i]} of {name} did not mend it")]
+    if replanner in state.removed:
+        return [_failed(state, i, "replanner", f"{name} was taken out")]
+    status = state.node_status[replanner]
+    if status is not Status.COMPLETED:
+        why = state.reasons.get(replanner, "")
+        return [_failed(state, i, "replanner", f"{name} {status}" + (f": {why}" if why else ""))]
+    events, why = _verdict(state, i, name, node_values(bench, state, name))
+    return [*events, *([_failed(state, i, "replanner", why)] if why else [])]
+
+
+def _verdict(state: RunState, i: int, name: NodeId, answer: Mapping[str, Json]) -> tuple[list[Event], str]:
+    """(what becomes of the patch in an answer, why the failure stays as it is or "")."""
+    from dagrun.core.consent import reasons_for_human
+    from dagrun.core.replanner import document, reason_of
+    from dagrun.flowfile.patchfile import patch_from_document
+
+    by, head = f"node:{name}", state.plan.revision
+    written = document(answer, _trigger(state, i))
+    if written is None:
+        return [], f"{name} knows no patch that helps: {reason_of(answer) or 'it gives no reason'}"
+    try:
+        patch = patch_from_document(written, state.plan.workflow, f"patch of {name}")
+    except InputError as error:
+        reasons = tuple(p.message + (f" ({p.hint})" if p.hint else "") for p in error.problems)
+        trigger = cast("dict[str, Json]", written["trigger"])
+        operations = tuple(cast("list[Json]", written["operations"]))
+        refused = PatchRefused(base=head, head=head, by=by, trigger=trigger, operations=operations, reasons=reasons)
+        return [refused], "; ".join(reasons)
+    verdict = admit(state, patch, by=by, actor="node")
     event = verdict.event
-    if name in event.reset or name in event.superseded or name in event.removed or name in event.skipped:
-        return [event]
-    return [event, _failed(state, i, step, "the patch leaves this node as it is")]
+    if event is None:
+        refused = refusal(state, patch, verdict.faults, by)
+        return [refused], "; ".join(refused.reasons)
+    why = reasons_for_human(state, patch, event)
+    if why:
+        return [proposal(state, patch, by, "; ".join(why))], ""
+    return [event], "" if _handles(event, state.plan.ids[i]) else "the patch leaves this node as it is"
 
 
 def _ask(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> Event:
@@ -105,8 +183,14 @@ def _ask(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> Event:
 
 def patch_from_node(state: RunState, node: NodeId, data: bytes, mask: Masker) -> list[Event]:
     """The verdict on a patch that a node wrote: admitted, refused, or proposed to a human; nothing secret in it."""
-    events = _judge(state, node, data)
-    # the text was masked already, but what is quoted in a quotation only shows once it was read
+    return _masked(_judge(state, node, data), mask)
+
+
+def _masked(events: list[Event], mask: Masker) -> list[Event]:
+    """The events with nothing secret in them.
+
+    Their texts were masked before, but what is quoted in a quotation only shows once it was read.
+    """
     return [decode(cast("dict[str, Json]", mask.value(loads(encode(e))))) for e in events] if mask else events
 
 
@@ -129,31 +213,9 @@ def _judge(state: RunState, node: NodeId, data: bytes) -> list[Event]:
     verdict = admit(state, patch, by=by, actor=actor)
     if verdict.event is None:
         return [refusal(state, patch, verdict.faults, by)]
-    commands = _new_commands(state, patch)
+    from dagrun.core.consent import new_commands
+
+    commands = new_commands(state, patch)
     if commands:
         return [proposal(state, patch, by, f"it brings new commands into the run: {', '.join(commands)}")]
     return [verdict.event]
-
-
-def _new_commands(state: RunState, patch: Patch) -> list[NodeId]:
-    """Nodes of a patch whose command is not the author's: neither a template's nor the node's own."""
-    workflow = state.plan.workflow
-    known = {run for node in (*workflow.templates.values(), *workflow.nodes.values()) for run in _commands(node)}
-    found: list[NodeId] = []
-    for operation in patch.operations:
-        match operation:
-            case Insert(id=name, node=node) | Fallback(id=name, node=node) | Modify(id=name, node=node):
-                found += [name] if not known.issuperset(_commands(node)) else []
-            case Retry(id=name, node=changed):
-                found += [name] if changed is not None and not known.issuperset(_commands(changed)) else []
-            case Alternative(nodes=nodes):
-                found += [name for name, node in nodes.items() if not known.issuperset(_commands(node))]
-            case _:
-                pass
-    return found
-
-
-def _commands(node: Node) -> list[str | tuple[str, ...]]:
-    """What a node runs, and what the fallbacks written into it would."""
-    inline = node.on_failure.fallback_node if node.on_failure is not None else None
-    return [node.run, *(_commands(inline) if inline is not None else ())]

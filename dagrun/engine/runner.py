@@ -34,7 +34,7 @@ from dagrun.engine.crew import Crew
 from dagrun.engine.observer import Observer
 from dagrun.engine.scribe import Scribe
 from dagrun.engine.timers import Kind, Timers
-from dagrun.errors import BugError, EnvironmentFault, JournalError
+from dagrun.errors import BugError, ConflictError, EnvironmentFault, JournalError
 from dagrun.sandbox.logpool import Slot
 from dagrun.sandbox.watchdog import EngineSide, kill_everything
 from dagrun.store.disk import DiskFull, disk_fault
@@ -113,6 +113,9 @@ class Runner:
             if not isinstance(fault_, JournalError):
                 self._give_up(fault_)
             raise
+        except ConflictError as miss:  # of a replay: what was not recorded
+            self._give_up(miss)
+            raise
         finally:
             self._close()
 
@@ -129,9 +132,12 @@ class Runner:
         now = monotonic()
         self._mind_the_gap(now)
         facts = self.crew.reap(ready)
+        replay = self.bench.replay
         to_spawn: list[ToSpawn] = []
         self.scribe.begin()
         try:
+            if replay is not None:
+                replay.go_on(self.bench, self.state, self.crew, facts, self.scribe.fold)
             for fact in facts:
                 self.scribe.fold(fact)
             if self.crew.patches:
@@ -142,12 +148,21 @@ class Runner:
                 self.scribe.fold(spawned)
             for kind, node, number in self.timers.due(now):
                 self._due(kind, node, number)
+            if self.crew.agents is not None:
+                self.crew.agents.step(now, self.scribe.fold)
             finish = self._decide(now, to_spawn)
             self.decided_m = now
             self.scribe.write()
+        except ConflictError:  # what was not recorded: what happened before it did happen
+            self.scribe.write()
+            raise
         finally:
             self.scribe.end()
         self.scribe.publish()
+        if self.crew.agents is not None:
+            if self.crew.agents.must_sync:
+                self.scribe.sync()
+            self.crew.agents.flush(now)
         for item in to_spawn:
             self.crew.spawn(*item)
         if finish is not None:
@@ -193,7 +208,15 @@ class Runner:
         if self.notice is not None:
             self.notice.drain()  # our own appends ring it too; what others wrote is read by `begin`
         # what came between our last look and the drain rings no more
-        return [fd for fd, _ in self.poll.poll(0.0 if self.scribe.unread() else self._next_due())]
+        due = 0.0 if self.scribe.unread() else self._next_due()
+        if self.bench.replay is not None and self._is_idle(due) and self.bench.replay.release(self.state):
+            due = 0.0
+        return [fd for fd, _ in self.poll.poll(due)]
+
+    def _is_idle(self, due: float | None) -> bool:
+        """Whether the engine did all that it can for now."""
+        began = self.decided_m != float("-inf")
+        return due != 0.0 or (began and not (self.crew.facts or self.state.running or self.state.waking))
 
     def _next_due(self) -> float | None:
         now = monotonic()
@@ -209,6 +232,8 @@ class Runner:
         if soon is not None and (due is None or soon < due):
             due = soon
         first = self.decided_m == float("-inf")
+        if self.crew.agents is not None and self.crew.agents.busy:
+            return 0.0
         if self.crew.facts or first or not (self.state.running or self.state.waking):
             return 0.0
         return None if due is None else max(0.0, due - now)
@@ -235,7 +260,12 @@ class Runner:
                 pass
 
     def _start(self, i: int, to_spawn: list[ToSpawn]) -> None:
+        replay = self.bench.replay
+        if replay is not None and not replay.may_start(self.state, i):
+            return
         prepared = prepare(self.bench, self.state, i)
+        if replay is not None and replay.takes(self.bench, self.state, i, prepared, self.scribe.fold):
+            return
         if not isinstance(prepared, Command):
             self.scribe.fold(prepared)
             return
@@ -249,6 +279,7 @@ class Runner:
             slot=slot.index if slot is not None else -1,
             inputs_digest=prepared.inputs_digest,
             sandbox=prepared.sandbox,
+            agent=prepared.agent.started if prepared.agent is not None else {},
         )
         self.scribe.fold(event)
         to_spawn.append((i, prepared, slot, why))
@@ -262,6 +293,9 @@ class Runner:
                 self.scribe.fold(event)
 
     def _finish(self, finish: Finish) -> None:
+        replay = self.bench.replay
+        if replay is not None and not replay.at_revival and replay.release(self.state):
+            return
         outputs = self._outputs() if finish.status is RunStatus.COMPLETED else {}
         event = RunEnded(status=finish.status, exit_code=finish.exit_code, reason=finish.reason, outputs=outputs)
         self.crew.end_all()
@@ -270,11 +304,14 @@ class Runner:
             if news:
                 return  # somebody changed the run meanwhile: the next turn decides again
             self.scribe.fold(event)
+            revival = replay.revival() if replay is not None else None
+            if revival is not None:
+                self.scribe.fold(revival)
             self.scribe.write()
         finally:
             self.scribe.end()
         self.scribe.publish()
-        self.ended = event
+        self.ended = event if revival is None else None
 
     def _outputs(self) -> dict[str, Json]:
         if not self.state.plan.workflow.outputs:
@@ -334,10 +371,11 @@ class Runner:
 
     # ------------------------------------------------------------ the way out
 
-    def _give_up(self, why: EnvironmentFault) -> None:
-        """The machine gave out: end everything, and say so in the journal."""
+    def _give_up(self, why: EnvironmentFault | ConflictError) -> None:
+        """The machine gave out, or the record of a replay: end everything, and say so in the journal."""
         self.crew.end_all()
-        event = RunEnded(status=RunStatus.INTERRUPTED, exit_code=why.exit_code, reason=why.message)
+        status = RunStatus.FAILED if isinstance(why, ConflictError) else RunStatus.INTERRUPTED
+        event = RunEnded(status=status, exit_code=why.exit_code, reason=why.message)
         self.scribe.last_words([event])
 
     def _give_up_full_disk(self, full: DiskFull) -> NoReturn:

@@ -95,6 +95,10 @@ class Scribe:
             for _ in events:
                 fault("engine.after_event")
 
+    def sync(self) -> None:
+        """Wait until everything written is on the disk. Raises JournalError."""
+        self._journal.sync()
+
     def record(self, event: Event) -> None:
         """Journal one event that no turn brought forth."""
         self.begin()

@@ -12,7 +12,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic, time
+from typing import TYPE_CHECKING
 
 from dagrun import __version__
 from dagrun.core.decide import Room
@@ -22,7 +24,7 @@ from dagrun.core.names import Json, NodeId, RunStatus, Status
 from dagrun.core.plan import Plan, compile_plan, input_sources, near
 from dagrun.core.selection import select
 from dagrun.core.state import RunState, new_state
-from dagrun.core.workflow import Node, Workflow, workflow_to_json
+from dagrun.core.workflow import Node, OnFailure, Workflow, workflow_to_json
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.holding import Holding, hold, sweep_dead_runs
@@ -30,7 +32,7 @@ from dagrun.engine.observer import Observer
 from dagrun.engine.recovery import catch_up, mark_lost, name_logs, reap
 from dagrun.engine.runner import Runner
 from dagrun.engine.secrets import masker, resolve, warnings
-from dagrun.errors import DagrunError, EnvironmentFault, InputError, Problem
+from dagrun.errors import ConflictError, DagrunError, EnvironmentFault, InputError, Problem
 from dagrun.sandbox.procs import boot_id, hide_memory
 from dagrun.sandbox.watchdog import EngineSide
 from dagrun.store.context import ContextStore
@@ -39,6 +41,10 @@ from dagrun.store.history import History, exists, load_state
 from dagrun.store.journal import Journal
 from dagrun.store.rundir import RunDir, find_run, new_run, remove
 
+if TYPE_CHECKING:
+    from dagrun.engine.providers import Kit
+    from dagrun.engine.recording import Record
+
 OWN_DESCRIPTORS = 32  # what the engine itself has open at most, with some to spare for a look at /proc
 
 
@@ -46,7 +52,9 @@ OWN_DESCRIPTORS = 32  # what the engine itself has open at most, with some to sp
 class Options:
     """What the command line says about a session. `fail` maps a node to [outcome, attempt or 0].
 
-    `accept_missing` names, comma-separated, the guarantees that its user does without.
+    `accept_missing` names, comma-separated, the guarantees that its user does without. `provider` is
+    who answers model calls instead of whom the workflow names. `replay` is the record that is played again;
+    commands and tools then only run with `run_tools`.
     """
 
     project: str
@@ -58,6 +66,9 @@ class Options:
     outputs_of: str | None = None
     fail: Mapping[NodeId, list[Json]] = field(default_factory=dict)
     accept_missing: str = ""
+    provider: str = ""
+    replay: Record | None = None
+    run_tools: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -197,9 +208,11 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
     gives out; whatever happens, nothing that was started is alive afterwards.
     """
     check_options(workflow, options)
-    held = hold(workflow, _could_run(workflow, options), options.accept_missing)
+    workflow = _with_provider(workflow, options)
+    idle = options.replay is not None and not options.run_tools  # nothing is started that had to be held
+    held = Holding() if idle else hold(workflow, _could_run(workflow, options), options.accept_missing)
     notes = [*held.notes, *sweep_dead_runs(held, options.project)]
-    secrets = resolve(workflow, options.project, os.environ)
+    secrets = dict.fromkeys(workflow.secrets, "") if idle else resolve(workflow, options.project, os.environ)
     plan = compile_plan(workflow)
     if options.outputs_of is not None:  # `last` must not come to mean the run that is made here
         options = replace(options, outputs_of=find_run(options.project, options.outputs_of).id)
@@ -215,6 +228,7 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
             plan_digest=_write_plan(run, workflow),
             workflow_digest=workflow.digest,
             params=_all_params(workflow, options.params),
+            replay_of=options.replay.created.run_id if options.replay is not None else "",
             version=__version__,
             schedule=str(workflow.schedule),
             fail=options.fail,
@@ -229,12 +243,40 @@ def execute(workflow: Workflow, options: Options, observer: Observer, side: Engi
         journal.append([encode(created), *map(encode, events)], epoch=1)
         journal.sync()
         side.tell_run(run.id)
-        return _work(run, state, journal, secrets, room, observer, side, held, notes)
+        return _work(run, state, journal, secrets, room, observer, side, held, notes, options)
     finally:
         lock.release()
         if not exists(run):
             with suppress(DagrunError):
                 remove(run)  # nothing began, so nothing stays behind
+
+
+def _with_provider(workflow: Workflow, options: Options) -> Workflow:
+    """The workflow as its models are asked. Raises UsageError and EnvironmentFault where they can't be."""
+    if options.replay is not None:
+        return replace(workflow, provider=replace(workflow.provider, kind=options.replay.workflow.provider.kind))
+    if not options.provider and not _has_agents(workflow):
+        return workflow
+    from dagrun.engine.kit import as_provided, check_agents
+
+    workflow = as_provided(workflow, options.provider)
+    check_agents(workflow, _could_run(workflow, options), os.environ)
+    return workflow
+
+
+def _has_agents(workflow: Workflow) -> bool:
+    """Whether a node, a template or something that may stand in for one is an agent."""
+    return any(
+        node.agent is not None or (node.on_failure is not None and _may_ask(node.on_failure))
+        for node in (*workflow.nodes.values(), *workflow.templates.values())
+    )
+
+
+def _may_ask(wanted: OnFailure) -> bool:
+    inline = wanted.fallback_node
+    if wanted.replanner is not None or (inline is not None and inline.agent is not None):
+        return True
+    return inline is not None and inline.on_failure is not None and _may_ask(inline.on_failure)
 
 
 def _all_params(workflow: Workflow, given: Mapping[str, Json]) -> dict[str, Json]:
@@ -261,7 +303,11 @@ def _selection(run: RunDir, options: Options, plan: Plan) -> list[Event]:
     """What settles the nodes that were not chosen: outputs of another run, or a skip."""
     chosen = select(plan, options.only, options.from_, options.until)
     if len(chosen) == len(plan.ids):
-        return []
+        if options.replay is None:
+            return []
+        from dagrun.engine.retold import selection
+
+        return selection(options.replay, plan, ContextStore(run))
     given = _adoptable(options, plan, chosen)
     events: list[Event] = []
     mine = ContextStore(run)
@@ -299,6 +345,11 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         if state.status is RunStatus.COMPLETED:
             remove_exchange(exchange_path(run))  # a kill after the last record leaves it
             return Ended(run, state, state.status, 0)
+        if state.created.replay_of:
+            raise ConflictError(
+                f"run {run.id} plays run {state.created.replay_of} again: it can't go on with anything else",
+                hint="play it again from the begin: dagrun execute FILE --replay RUN",
+            )
         killed = reap(run, state)
         workflow = state.plan.workflow
         held = hold(workflow, _still_to_run(state), options.accept_missing)
@@ -309,7 +360,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         name_logs(run, state, masker(secrets))
         catch_up(journal, state)
         try:
-            revive = state.status in (RunStatus.FAILED, RunStatus.CANCELLED)
+            revive = state.status in (RunStatus.FAILED, RunStatus.OVER_BUDGET, RunStatus.CANCELLED)
             events: list[Event] = [_attach(room, revive=revive), *mark_lost(state)]
             journal.write([encode(e) for e in events], epoch=journal.epoch + 1)
         finally:
@@ -322,7 +373,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         for event in events:
             evolve(state, event, time(), monotonic())
         journal.sync()
-        return _work(run, state, journal, secrets, room, observer, side, held, notes)
+        return _work(run, state, journal, secrets, room, observer, side, held, notes, options)
     finally:
         lock.release()
 
@@ -337,6 +388,13 @@ def _still_to_run(state: RunState) -> list[Node]:
 # ---------------------------------------------------------------- both
 
 
+def _make_kit(bench: Workbench, state: RunState) -> Kit:
+    from dagrun.engine.kit import make_kit
+
+    hide_memory()
+    return make_kit(state, bench.project, bench.environ, exempt=bench.exempt, replay=bench.replay)
+
+
 def _work(
     run: RunDir,
     state: RunState,
@@ -347,6 +405,7 @@ def _work(
     side: EngineSide,
     held: Holding,
     notes: Sequence[str],
+    options: Options,
 ) -> Ended:
     workflow, created = state.plan.workflow, state.created
     project = created.project if os.path.isdir(created.project) else os.getcwd()
@@ -368,6 +427,11 @@ def _work(
         walls=held.walls,
         used=side.tell_sweep,
     )
+    if options.replay is not None:
+        from dagrun.engine.replaying import Replayer
+
+        bench.replay = Replayer(options.replay, run_tools=options.run_tools, clean=bench.mask.text)
+    bench.make_kit = partial(_make_kit, bench, state)
     if secrets or held.walls is not None:
         hide_memory()
     # the plan lives as long as the run: no collection need ever look at it again

@@ -1,0 +1,216 @@
+"""Tools of agents: in which process a call runs, what came of it, what MCP servers list.
+
+Knows no model and no money.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+from dagrun.agent.loop import effect, step
+from dagrun.agent.prompt import ToolOutput
+from dagrun.agent.steps import CallTool, ToolReturned
+from dagrun.core.event import Event, ToolEnded, ToolsListed
+from dagrun.core.names import Json
+from dagrun.core.state import RunState
+from dagrun.engine.attempt import Ending
+from dagrun.engine.bench import Workbench
+from dagrun.engine.providers import Never, Source
+from dagrun.engine.talk import Talk, call_text, left_s, log_tool
+from dagrun.engine.timers import Timers
+from dagrun.engine.toolseat import Broken, Returned, Seat, policy_of
+from dagrun.sandbox.plain import Plain
+
+Fold: TypeAlias = Callable[[Event], None]
+
+
+class Tools:
+    """The tools of all attempts of one engine."""
+
+    def __init__(
+        self,
+        *,
+        state: RunState,
+        bench: Workbench,
+        source: Source,
+        timers: Timers,
+        poll: select.epoll,
+        sandbox: Plain,
+    ) -> None:
+        self._state = state
+        self._bench = bench
+        self._source = source
+        self._timers = timers
+        self._poll = poll
+        self._sandbox = sandbox
+        self._calls: list[tuple[Talk, CallTool]] = []
+        self._opening: list[Talk] = []
+
+    # ------------------------------------------------------------ calls
+
+    def call(self, talk: Talk, due: CallTool, now: float, fold: Fold) -> None:
+        """Have a tool run, unless its result is known."""
+        node = self._state.plan.ids[talk.node]
+        before = talk.reuse.tool(due.number, due.call) if talk.reuse is not None else None
+        reused = before.origin if before is not None else ""
+        known = before.output if before is not None else self._source.tool(node, due.call)
+        talk.tool = call_text(due.call.name, due.call.arguments)
+        if isinstance(known, Never):
+            talk.waits = "tool"
+            return
+        if known is not None:
+            self._over(talk, due, known, 0, now, fold, reused=reused)
+            return
+        talk.waits = "tool"
+        self._calls.append((talk, due))
+
+    def returned(self, talk: Talk, now: float, fold: Fold) -> None:
+        """Take in what came from the processes of an attempt."""
+        for seat in talk.seats:
+            seat.due(now)
+        for item in [item for seat in talk.seats for item in seat.drain()]:
+            match item:
+                case Broken():
+                    if talk.ending is None and talk.finish is None:
+                        talk.ending = Ending(item.outcome, item.error, item.limit)
+                case Returned() if talk.waits == "tool":
+                    self._result(talk, item, now, fold)
+                case _:
+                    pass  # of an attempt that is being ended
+
+    def _result(self, talk: Talk, item: Returned, now: float, fold: Fold) -> None:
+        due = effect(talk.begin.task, talk.state)
+        if not isinstance(due, CallTool) or due.number != item.number:
+            return
+        talk.waits = ""
+        output = ToolOutput(item.ok, self._bench.mask.text(item.text))
+        if self._bench.replay is not None:
+            self._bench.replay.ran(self._state.plan.ids[talk.node], due.call, output)
+        self._over(talk, due, output, item.duration_ms, now, fold)
+
+    def _over(
+        self,
+        talk: Talk,
+        due: CallTool,
+        output: ToolOutput,
+        duration_ms: int,
+        now: float,
+        fold: Fold,
+        *,
+        reused: str = "",
+    ) -> None:
+        put = self._bench.context.put
+        fold(
+            ToolEnded(
+                node=self._state.plan.ids[talk.node],
+                attempt=talk.number,
+                number=due.number,
+                turn=due.turn,
+                name=due.call.name,
+                ok=output.ok,
+                arguments=put(dict(due.call.arguments or {})),
+                text=put(output.text),
+                duration_ms=duration_ms,
+                reused=reused,
+            )
+        )
+        log_tool(talk, due.call.name, due.call.arguments, output.ok, output.text)
+        talk.state = step(talk.begin.task, talk.state, ToolReturned(due.number, output.ok, output.text, talk.at_s(now)))
+
+    # ------------------------------------------------------------ servers
+
+    def open(self, talk: Talk) -> None:
+        """Have the MCP servers of an attempt started, before its first prompt."""
+        talk.waits = "listing"
+        self._opening.append(talk)
+
+    def _start_servers(self, talk: Talk, now: float) -> None:
+        from dagrun.engine.mcpseat import McpSeat, server_command
+
+        node = self._state.plan.nodes[talk.node]
+        for name in talk.begin.servers:
+            if self._source.listed(node.id, talk.number, name) is not None:
+                continue
+            server = self._state.plan.workflow.mcp_servers[name]
+            talk.servers[name] = made = McpSeat(
+                bench=self._bench,
+                sandbox=self._sandbox,
+                poll=self._poll,
+                node=node,
+                number=talk.number,
+                name=name,
+                server=server,
+                command=server_command(self._bench, node, talk.number, talk.command, name, server),
+                slot=talk.slot,
+            )
+            made.open()
+            due = made.next_due()
+            if due is not None:
+                self._timers.add(max(0.0, due - now), "agent", talk.node, talk.number)
+
+    def take_lists(self, talk: Talk, fold: Fold) -> None:
+        """When every server of an attempt has listed its tools, the agent may begin."""
+        node = self._state.plan.ids[talk.node]
+        found: list[tuple[str, str, tuple[Json, ...]]] = []
+        for name in talk.begin.servers:
+            known = self._source.listed(node, talk.number, name)
+            seat = talk.servers.get(name)
+            if known is not None:
+                found.append((name, known[0], tuple(known[1])))
+            elif seat is not None and seat.listed is not None:
+                found.append((name, seat.digest, seat.listed))
+            else:
+                return
+        tools = list(talk.begin.task.tools)
+        for name, digest, listed in found:
+            tools += listed
+            kept = self._bench.context.put(list(listed))
+            fold(ToolsListed(node=node, attempt=talk.number, server=name, digest=digest, tools=kept))
+        talk.begin = replace(talk.begin, task=replace(talk.begin.task, tools=tuple(tools)))
+        talk.waits = ""
+
+    # ------------------------------------------------------------ when the record is written
+
+    def flush(self, now: float) -> list[int]:
+        """Start what was asked for; the nodes that may have something at once."""
+        found: list[int] = []
+        opening, self._opening = self._opening, []
+        for talk in opening:
+            if talk.waits == "listing":
+                self._start_servers(talk, now)
+                found.append(talk.node)
+        calls, self._calls = self._calls, []
+        for talk, due in calls:
+            if talk.waits == "tool":
+                timeout_s = left_s(talk, self._state.plan.nodes[talk.node].timeout_s, now)
+                self._run(talk, due, timeout_s)
+                self._timers.add(timeout_s, "agent", talk.node, talk.number)
+                found.append(talk.node)
+        return found
+
+    def _run(self, talk: Talk, due: CallTool, timeout_s: float) -> None:
+        room = talk.begin.task.caps.result_bytes
+        name, arguments = due.call.name, due.call.arguments or {}
+        server = next((seat for n, seat in talk.servers.items() if name.startswith(f"mcp__{n}__")), None)
+        if server is not None:
+            server.call(due.number, name, arguments, room=room, timeout_s=timeout_s)
+        else:
+            self._seat(talk).call(due.number, due.call, room=room, timeout_s=timeout_s)
+
+    def _seat(self, talk: Talk) -> Seat:
+        if talk.seat is None:
+            node = self._state.plan.nodes[talk.node]
+            talk.seat = Seat(
+                bench=self._bench,
+                sandbox=self._sandbox,
+                poll=self._poll,
+                node=node,
+                number=talk.number,
+                command=talk.command,
+                slot=talk.slot,
+                policy=policy_of(self._bench, self._state.plan.workflow, node, cwd=talk.command.cwd),
+            )
+        return talk.seat
