@@ -119,6 +119,13 @@ class ConflictError(DagrunError):
     code = "conflict"
 
 
+class BudgetError(DagrunError):
+    """There is no money left to do it."""
+
+    exit_code = 5
+    code = "budget"
+
+
 class RunLockedError(DagrunError):
     """Another engine holds the lock of this run."""
 

@@ -22,7 +22,10 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(p.name.removesuffix(".jsonl") for p in GOLDEN.glob("*.jsonl"))
 # what a trace may never say differently; new fields may come beside them
 OF_RUN = ("run_id", "workflow", "status", "exit_code", "reason", "schedule", "params", "outputs", "warnings")
-OF_ENTRY = ("node_id", "wave", "status", "retries", "output_summary", "error", "reason", "inputs_digest")
+OF_ENTRY = (
+    *("node_id", "wave", "status", "retries", "output_summary", "error", "reason", "inputs_digest"),
+    *("model", "skills_used", "input_tokens", "output_tokens", "cost_usd"),
+)
 OF_ATTEMPT = ("number", "outcome", "started_at", "duration_ms", "exit_code", "signal", "error", "limit")
 
 
@@ -48,6 +51,7 @@ def told(trace: dict[str, object]) -> dict[str, object]:
         "entries": [
             {
                 **{key: entry[key] for key in OF_ENTRY},
+                "agent": entry.get("agent"),
                 "attempts": [{key: attempt[key] for key in OF_ATTEMPT} for attempt in entry["attempts"]],
             }
             for entry in entries
@@ -109,6 +113,7 @@ def test_the_cases_that_the_golden_journals_are_there_for(tmp_path: Path) -> Non
         *("run completed", "run failed", "run cancelled", "resumed", "warned", "adopted"),
         *("completed", "failed", "timed_out", "lost", "cancelled"),
         *("skip condition", "skip dependency", "skip selection", "fail_fast", "injected", "waves", "ready"),
+        *("run over_budget", "over_budget", "refused", "agents", "call again", "tool", "rejected answer"),
     }
 
 
@@ -120,6 +125,11 @@ def cases(state: RunState) -> set[str]:
     found |= {"warned"} if state.warnings else set()
     found |= {"adopted"} if state.adopted else set()
     found |= {"injected"} if state.created.fail else set()
+    tallies = [a.tally for tried in state.attempts for a in tried if a.tally is not None]
+    found |= {"agents"} if tallies else set()
+    found |= {"call again"} if any(t.repeats for t in tallies) else set()
+    found |= {"tool"} if any(t.tools for t in tallies) else set()
+    found |= {"rejected answer"} if any(t.turns > 1 + sum(t.tools.values()) for t in tallies) else set()
     if Status.CANCELLED in state.node_status and state.plan.workflow.fail_fast:
         found.add("fail_fast")
     return found

@@ -1,17 +1,22 @@
 """The broker: the one process that holds keys, imports litellm and speaks to providers.
 
 `python -I -m dagrun.agent.broker FD`, FD being its end of a socket pair. It ends when the other end is
-closed, whatever it is doing; writes no file; reads none of the project. Lines of JSON. To it:
+closed, whatever it is doing; writes no file; reads none of the project. It also calls the MCP servers that
+are reached over HTTP, which waits for no import; one with `"models": false` does only that, and imports
+nothing for more. Lines of JSON. To it:
 
-    {"environ": {…}, "base_url": ""}                       first, and once: keys never are in a process's start
+    {"environ": {…}, "base_url": "", "models": true}       first, and once: keys never are in a process's start
     {"ask": 1, "request": {…}, "timeout_s": 300.0}         one model call
     {"cancel": 1}
+    {"mcp": 1, "do": {…}}                                  one order for a server (broker_mcp.py); has its own numbers
+    {"drop": 1}                                            nobody waits for what comes of it
 
 From it:
 
     {"ready": 1, "litellm": "1.2.3"} | {"broken": "why"}   once
     {"id": 1, "said": "the last words so far"}             at most 4 a second a call
     {"id": 1, "answer": {…}}                               exactly one for each ask, also for one that was cancelled
+    {"id": 1, "mcp": {…}}                                  exactly one for each order, also for one that was dropped
 
 A call that is cancelled, or not answered in time, is ended for good: kind "cut" or "timeout", both of
 them presumed billed; "overloaded" where nothing had left yet.
@@ -28,11 +33,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from functools import partial
 from time import monotonic
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from dagrun.agent.broker_call import Call, Caller
+from dagrun.agent.broker_mcp import Servers
 from dagrun.agent.broker_wire import guard
 from dagrun.agent.keys import key_values
 from dagrun.agent.messages import Answer, CallFailed, ErrorKind, Request, answer_to_json, request_from_json
@@ -40,6 +47,7 @@ from dagrun.core.mask import Masker
 from dagrun.core.names import Json
 from dagrun.sandbox.procs import hide_memory
 
+T = TypeVar("T")
 SAID_EVERY_S = 0.25
 SAID_CHARS = 200
 END_S = 2.0  # how long a call may take to end when it is told to; it is answered for all the same
@@ -125,12 +133,16 @@ class Link(asyncio.Protocol):
 
     def _obey(self, order: dict[str, Any]) -> None:
         match order:
-            case {"environ": dict(environ), "base_url": str(base_url)} if self._broker is None:
-                self._broker = Broker(self, environ, base_url)
+            case {"environ": dict(environ), "base_url": str(base_url), "models": bool(models)} if self._broker is None:
+                self._broker = Broker(self, environ, base_url, models=models)
             case {"ask": int(number), "request": dict(request), "timeout_s": float() | int() as limit} if self._broker:
                 self._broker.ask(number, request_from_json(request), limit)
             case {"cancel": int(number)} if self._broker:
                 self._broker.cancel(number)
+            case {"mcp": int(number), "do": dict(order)} if self._broker:
+                self._broker.order(number, order)
+            case {"drop": int(number)} if self._broker:
+                self._broker.drop(number)
             case _:
                 os._exit(64)
 
@@ -146,9 +158,9 @@ class Link(asyncio.Protocol):
 
 
 class Broker:
-    """Open calls, and litellm as soon as it is there."""
+    """Open calls, and litellm as soon as it is there; open orders for MCP servers."""
 
-    def __init__(self, link: Link, environ: Mapping[str, str], base_url: str) -> None:
+    def __init__(self, link: Link, environ: Mapping[str, str], base_url: str, *, models: bool) -> None:
         self._link = link
         self._mask = Masker(key_values(environ))
         self._environ = dict(environ)
@@ -156,13 +168,23 @@ class Broker:
         self._caller: Caller | None = None
         self._waiting: dict[int, tuple[Request, float]] = {}
         self._cancels: dict[int, asyncio.Future[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._servers = Servers()
+        self._orders: dict[int, asyncio.Task[dict[str, Json]]] = {}
+        self._models = models
         sys.stdout = sys.stderr = cast(Any, _Masked(self._mask))
-        self._spawn(self._start())
+        os.environ.update(self._environ)
+        if models:
+            self._spawn(self._start())
+        else:
+            self._beat()
+            self._link.tell({"ready": 1, "litellm": ""})
 
     def ask(self, number: int, request: Request, timeout_s: float) -> None:
         """Make a call, or keep it until calls can be made."""
-        if self._caller is None:
+        if not self._models:
+            self._answer(number, CallFailed(kind="bad_request", message="this broker asks no models"))
+        elif self._caller is None:
             self._waiting[number] = (request, timeout_s)
         else:
             self._spawn(self._call(self._caller, number, request, timeout_s))
@@ -174,9 +196,26 @@ class Broker:
         elif (cancel := self._cancels.get(number)) is not None and not cancel.done():
             cancel.set_result(None)
 
+    def order(self, number: int, order: Mapping[str, Json]) -> None:
+        """Do what an MCP server is wanted for, beside all else."""
+        headers = order.get("headers")
+        if isinstance(headers, dict):
+            self._mask.add([str(value) for value in headers.values()])
+        task = self._orders[number] = self._spawn(self._servers.do(order))
+        task.add_done_callback(partial(self._ordered, number))
+
+    def drop(self, number: int) -> None:
+        """End an order, if it is still open."""
+        task = self._orders.get(number)
+        if task is not None:
+            task.cancel()
+
+    def _ordered(self, number: int, task: asyncio.Task[dict[str, Json]]) -> None:
+        del self._orders[number]
+        self._link.tell({"id": number, "mcp": {"lost": "it was ended"} if task.cancelled() else task.result()})
+
     async def _start(self) -> None:
         """Import litellm beside the loop, so that the end of the engine is seen meanwhile; then make what waits."""
-        os.environ.update(self._environ)
         os.environ.update(SETTINGS)
         loading = asyncio.ensure_future(asyncio.to_thread(_load))
         await asyncio.wait({loading})
@@ -219,12 +258,13 @@ class Broker:
     def _answer(self, number: int, answer: Answer) -> None:
         self._link.tell({"id": number, "answer": self._mask.value(answer_to_json(answer))})
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         """A bug of ours must not leave a call without an answer: the engine sees the socket close."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

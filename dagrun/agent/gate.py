@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from dagrun.agent.messages import ToolCall
+from dagrun.agent.prompt import sound
 from dagrun.core.grants import Call, call_of
 from dagrun.core.names import Json
 from dagrun.core.toolcall import allows
@@ -48,13 +49,15 @@ def name_of(tool: Json) -> str:
 def with_ids(calls: Iterable[ToolCall], turn: int) -> tuple[ToolCall, ...]:
     """The calls of one reply as they are kept: each with an id of its own, and its text only where it is needed.
 
-    There are providers that send no id, or one twice.
+    There are providers that send no id, or one twice, and halves of characters in ids and names.
     """
     made: list[ToolCall] = []
     for k, call in enumerate(calls, 1):
         taken = {other.id for other in made}
-        name = call.id if call.id and call.id not in taken else _free(f"call_{turn}_{k}", taken)
-        made.append(replace(call, id=name, text=call.text if call.arguments is None else ""))
+        given = sound(call.id)
+        name = given if given and given not in taken else _free(f"call_{turn}_{k}", taken)
+        text = sound(call.text) if call.arguments is None else ""
+        made.append(replace(call, id=name, name=sound(call.name), text=text))
     return tuple(made)
 
 

@@ -10,6 +10,8 @@
             case AnsweredCall(id, answer): …  # exactly one for each ask, whatever happens
             case BrokerLost(text): …          # after the answers for the calls that were open
     live.cancel(1)                    # its answer still comes
+    live.order(1, order)              # something for an MCP server over HTTP (broker_mcp.py), numbers of their own
+    …case Ordered(id, answer): …      # exactly one for each order; `live.drop(1)` ends it, and it still comes
     live.close()
 
 `fileno()` is -1 before the first start and from a BrokerLost to the next `ask`, which starts another
@@ -17,7 +19,8 @@ broker (twice at most; after that, and when litellm is missing, calls are answer
 look at `fileno()` and `wants_write` again after every `ask` and `feed`. `pid` is 0 or that of the broker,
 a direct child in a session of its own; `exempt` is told of each.
 
-Open calls of a broker that died are "cut" (presumed billed), but those that it was not ready to make.
+Open calls of a broker that died are "cut" (presumed billed), but those that it was not ready to make; its
+open orders are answered with {"lost": why}. With `models` False it gets no key and knows only orders.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import TypeAlias, cast
 
-from dagrun.agent.keys import broker_environment
+from dagrun.agent.keys import ENDPOINT_KEY, broker_environment
 from dagrun.agent.messages import Answer, CallFailed, Request, answer_from_json, request_to_json
 from dagrun.core.names import Json
 
@@ -61,13 +64,21 @@ class AnsweredCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordered:
+    """What came of an order for an MCP server."""
+
+    id: int
+    answer: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerLost:
     """The broker is gone, and why; the calls that it had were answered before this."""
 
     text: str
 
 
-Heard: TypeAlias = Said | AnsweredCall | BrokerLost
+Heard: TypeAlias = Said | AnsweredCall | Ordered | BrokerLost
 
 
 class Live:
@@ -78,17 +89,20 @@ class Live:
         *,
         environ: Mapping[str, str],
         base_url: str = "",
+        models: bool = True,
         log_path: str | None = None,
         exempt: Callable[[int], None] | None = None,
     ) -> None:
-        self._environ = broker_environment(environ, base_url)
+        self._environ = broker_environment(environ, base_url) if models else _without_keys(environ)
         self._base_url = base_url
+        self._models = models
         self._log_path = log_path or os.devnull
         self._exempt = exempt
         self._socket: socket.socket | None = None
         self._out = bytearray()
         self._in = bytearray()
         self._open: set[int] = set()
+        self._orders: set[int] = set()
         self._starts = 0
         self._hopeless = ""
         self._ready = False
@@ -108,7 +122,8 @@ class Live:
             if not self._hopeless and self._starts < MAX_STARTS:
                 self._starts += 1
                 self._spawn(theirs.fileno())
-                self._tell({"environ": dict(self._environ), "base_url": self._base_url})
+                first: dict[str, Json] = {"environ": dict(self._environ), "base_url": self._base_url}
+                self._tell({**first, "models": self._models})
         except OSError as error:
             self._hopeless = f"the broker can't be started: {error.strerror}"
         finally:
@@ -135,6 +150,19 @@ class Live:
         """End an open call; its answer still comes (kind "cut", or "overloaded" if nothing had left)."""
         if id in self._open and self._socket is not None:
             self._tell({"cancel": id})
+
+    def order(self, id: int, order: Mapping[str, Json]) -> None:  # noqa: A002
+        """Have something done with an MCP server. Raises ValueError for the number of an order that is open."""
+        if id in self._orders:
+            raise ValueError(f"order {id} is open")
+        self.start()
+        self._orders.add(id)
+        self._tell({"mcp": id, "do": dict(order)})
+
+    def drop(self, id: int) -> None:  # noqa: A002
+        """End an open order; its answer still comes."""
+        if id in self._orders and self._socket is not None:
+            self._tell({"drop": id})
 
     def feed(self) -> list[Heard]:
         """Send what waits, and what has come since the last time."""
@@ -169,6 +197,7 @@ class Live:
             self._socket.close()
             self._socket = None
         self._open.clear()
+        self._orders.clear()
         self._out.clear()
         self._end()
 
@@ -202,6 +231,9 @@ class Live:
             case {"id": int(number), "answer": dict(answer)} if number in self._open:
                 self._open.discard(number)
                 return [AnsweredCall(number, answer_from_json(answer))]
+            case {"id": int(number), "mcp": dict(answer)} if number in self._orders:
+                self._orders.discard(number)
+                return [Ordered(number, answer)]
             case {"ready": 1, "litellm": str(version)}:
                 self._ready, self.litellm = True, version
                 return []
@@ -226,9 +258,12 @@ class Live:
             answer = CallFailed(kind="bad_request", message=self._hopeless)
         elif not self._ready:
             answer = CallFailed(kind="overloaded", message=f"{text} before it could make the call")
+        why = self._hopeless or text
         answers: list[Heard] = [AnsweredCall(number, answer) for number in sorted(self._open)]
+        answers += [Ordered(number, {"lost": why}) for number in sorted(self._orders)]
         self._open.clear()
-        return [*answers, BrokerLost(self._hopeless or text)]
+        self._orders.clear()
+        return [*answers, BrokerLost(why)]
 
     # ------------------------------------------------------------ the process
 
@@ -236,7 +271,7 @@ class Live:
         """Start the process; its environment holds nothing yet, since others may read that of any process."""
         self.pid = os.posix_spawn(
             sys.executable,
-            (sys.executable, "-I", "-c", _BOOT, *_folders(), str(_FD)),
+            (sys.executable, "-I", "-c", _BOOT, *_folders(models=self._models), str(_FD)),
             {"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
             setsid=True,
             setsigmask=(),
@@ -277,7 +312,13 @@ def _litellm_folder() -> str | None:
     return None if found is None or not found.origin else os.path.dirname(os.path.dirname(found.origin))
 
 
-def _folders() -> list[str]:
+def _folders(*, models: bool) -> list[str]:
     """Where the broker finds what its Python does not find alone: litellm, and dagrun itself."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [folder for folder in (_litellm_folder(), root) if folder is not None]
+    return [folder for folder in (_litellm_folder() if models else None, root) if folder is not None]
+
+
+def _without_keys(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a broker needs that asks no models: proxies, certificates, the machine's own."""
+    given = broker_environment(environ, "no vendor")
+    return {name: value for name, value in given.items() if name != ENDPOINT_KEY}

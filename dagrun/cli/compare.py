@@ -14,7 +14,7 @@ from dagrun.cli.files import write_text
 from dagrun.cli.groups import PARAM, PARAMS, command, is_flow
 from dagrun.cli.look import ARGUMENT
 from dagrun.core.names import Json, Status
-from dagrun.errors import InputError, NotFoundError
+from dagrun.errors import InputError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from dagrun.core.patch import Patch
@@ -120,16 +120,29 @@ def _declared_patch(document: Json, workflow: Workflow) -> Patch | list[Fault]:
 # ---------------------------------------------------------------- export
 
 
-@command("export", "dagrun export r7k2 > again.yaml\ndagrun export last -o again.yaml\ndagrun export r7k2 --json")
+@command(
+    "export",
+    "dagrun export r7k2 > again.yaml\n"
+    "dagrun export last -o again.yaml\n"
+    "dagrun export r7k2 --json\n"
+    "dagrun export r7k2 --record run.jsonl",
+)
 def export(
     ctx: typer.Context,
     run: str = ARGUMENT,
     output: str = typer.Option("", "-o", "--output", metavar="FILE", show_default=False, help="Write it there."),
+    record: str = typer.Option(
+        "", "--record", metavar="FILE", show_default=False, help="Write all of the run there, to play it again."
+    ),
 ) -> None:
     """The graph of a run as it really ran, as a workflow that can be executed again.
 
     Nodes that a fallback replaced or a patch skipped are left out; params have the values of the run.
+    With --record: every answer, result and decision of the run, for `dagrun execute FILE --replay`.
     """
+    if record:
+        _export_record(ctx.obj, run, record, output)
+        return
     from dagrun.flowfile.document import dump_yaml, workflow_to_document
     from dagrun.store.history import load_state
     from dagrun.store.rundir import find_run
@@ -151,8 +164,25 @@ def export(
         say(settings.hint(f"wrote {output}\n  help: dagrun execute {output}"))
 
 
+def _export_record(settings: Settings, run: str, path: str, output: str) -> None:
+    """Write a recorded run as one file."""
+    from dagrun.engine.recordfile import lines
+    from dagrun.engine.recording import read_run
+    from dagrun.store.rundir import find_run
+
+    if output:
+        raise UsageError("one of -o and --record", hint=f"dagrun export {run} --record {path}")
+    made = read_run(find_run(".", run))
+    write_text(path, "".join(f"{line}\n" for line in lines(made)))
+    if settings.json:
+        emit_json({"run_id": made.created.run_id, "record": path})
+    elif not settings.quiet:
+        file = made.created.file or "FILE"
+        say(settings.hint(f"wrote {path}\n  help: dagrun execute {file} --replay {path}"))
+
+
 def as_it_ran(state: RunState) -> Workflow:
-    """The workflow of the last revision, without what was replaced or skipped by a patch."""
+    """The workflow of the last revision, without what was replaced or skipped by a patch, and who was asked for one."""
     from dagrun.core.reading import rename_result
     from dagrun.core.state import standing_for
 
@@ -165,7 +195,7 @@ def as_it_ran(state: RunState) -> Workflow:
     for i, name in enumerate(state.plan.ids):
         status = state.node_status[i]
         by_patch = status is Status.SKIPPED and state.skips.get(i) == "patch"
-        if i not in state.removed and (by_patch or status is Status.SUPERSEDED):
+        if i not in state.removed and (by_patch or status is Status.SUPERSEDED or i in state.replanners):
             workflow = _without(workflow, name)
     wave = state.plan.wave
     ordered = sorted(workflow.nodes, key=lambda name: wave[state.plan.index[name]])

@@ -22,18 +22,29 @@ from dagrun.cli.show import UIS, Show, check_ui
 from dagrun.errors import EnvironmentFault, InputError, UsageError
 
 if TYPE_CHECKING:
+    from dagrun.core.names import Json
     from dagrun.core.workflow import Workflow
+    from dagrun.engine.recording import Record
     from dagrun.engine.session import Ended, Options
     from dagrun.sandbox.watchdog import EngineSide
 
 _UI = typer.Option("auto", "--ui", metavar="UI", help=f"How to show it: {', '.join(UIS)}.")
 _JUNIT = typer.Option("", "--junit", metavar="FILE", show_default=False, help="Write a JUnit report there.")
+_OTLP = typer.Option(
+    "", "--otlp", metavar="TO", show_default=False, help="Send it as OpenTelemetry spans: a URL or a FILE."
+)
 _ONLY = typer.Option([], "--only", metavar="NODE", show_default=False, help="Run only this node.")
 _FROM = typer.Option([], "--from", metavar="NODE", show_default=False, help="This node and what follows it.")
 _UNTIL = typer.Option([], "--until", metavar="NODE", show_default=False, help="This node and what it needs.")
 _FAIL_FORM = "NODE[:OUTCOME[:ATTEMPT]]"
 _ACCEPT = typer.Option(
     "", "--accept-missing", metavar="LIST", show_default=False, help="Guarantees to go without: fs.meta,…"
+)
+_PROVIDER = typer.Option(
+    "", "--provider", metavar="live|fake", show_default=False, help="Who answers agents, whatever the file says."
+)
+_REPLAY = typer.Option(
+    "", "--replay", metavar="RUN", show_default=False, help="Take all answers from a recorded run, or its file."
 )
 _FAIL = typer.Option([], "--fail", metavar=_FAIL_FORM, show_default=False, help="Make a node fail so.")
 
@@ -54,6 +65,10 @@ class _Request:
     ui: str
     junit: str
     accept_missing: str
+    provider: str = ""
+    replay: str = ""
+    run_tools: bool = False
+    otlp: str = ""
 
 
 @command(
@@ -77,18 +92,19 @@ def execute(
     fail: list[str] = _FAIL,
     ui: str = _UI,
     junit: str = _JUNIT,
+    otlp: str = _OTLP,
     accept_missing: str = _ACCEPT,
-    provider: str = typer.Option("", "--provider", hidden=True),
-    replay: str = typer.Option("", "--replay", hidden=True),
+    provider: str = _PROVIDER,
+    replay: str = _REPLAY,
+    run_tools: bool = typer.Option(False, "--run-tools", help="With --replay: run commands and tools."),
 ) -> None:
     """Run a workflow, always as a new run. Exit 0 if it completed, 1 if nodes failed.
 
     The show goes to stderr, the outputs of the workflow to stdout.
     """
     settings: Settings = ctx.obj
-    if provider or replay:
-        option = "--provider" if provider else "--replay"
-        raise UsageError(f"not yet: `{option}` comes in a later version", hint="what there is: dagrun execute --help")
+    _check_provider(provider, replay)
+    _check_replay(replay, run_tools, [*only, *from_, *until, *fail, outputs_of])
     check_ui(ui)
     request = _Request(
         file=file,
@@ -102,7 +118,11 @@ def execute(
         fail=fail,
         ui=ui,
         junit=junit,
+        otlp=otlp,
         accept_missing=accept_missing,
+        provider=provider,
+        replay=replay,
+        run_tools=run_tools,
     )
     if dry_run:
         _dry_run(settings, request)
@@ -125,42 +145,84 @@ def _execute(settings: Settings, request: _Request, side: EngineSide) -> int:
     from dagrun.engine import session
 
     _check_junit(request.junit)
+    _check_otlp(request.otlp)
     workflow, options = _prepared(request)
     session.check_options(workflow, options)
     if request.ui != "quiet" and not settings.quiet:
         _mention_unfinished(settings, workflow)
     shown = Show(settings, request.ui)
     ended = session.execute(workflow, options, shown.observer, side)
-    return _conclude(settings, ended, shown, request.junit)
+    return _conclude(settings, ended, shown, request.junit, request.otlp)
 
 
 def _prepared(request: _Request) -> tuple[Workflow, Options]:
     """The workflow and what is to be done with it. Raises InputError and UsageError."""
-    from dagrun.cli.params import injected, typed_params
+    from dagrun.cli.files import load_flow
+    from dagrun.cli.params import injected
     from dagrun.engine.session import Options
     from dagrun.errors import render_problem
-    from dagrun.flowfile.load import read_workflow
 
     try:
-        loaded = read_workflow(request.file)
+        loaded = load_flow(request.file, provider=request.provider, prices=not request.replay)
     except InputError as error:
         error.hint = error.hint or f"fix that, then: dagrun validate {request.file}"
         raise
     for problem in loaded.warnings:
         say(render_problem(problem))
     workflow = loaded.workflow
+    record = _record(request.replay)
+    fail = injected(workflow, request.fail)
     options = Options(
         project=os.getcwd(),
-        params=typed_params(workflow, request.params, request.params_file or None),
-        parallel=request.parallel,
+        params=_params(workflow, request, record),
+        parallel=request.parallel or (record.parallel if record is not None else None),
         only=request.only,
         from_=request.from_,
         until=request.until,
         outputs_of=_earlier_run(request.outputs_of),
-        fail=injected(workflow, request.fail),
+        fail=fail if record is None else {n: f for n, f in record.created.fail.items() if n in workflow.nodes},
         accept_missing=request.accept_missing,
+        provider=request.provider,
+        replay=record,
+        run_tools=request.run_tools,
     )
     return workflow, options
+
+
+def _check_provider(provider: str, replay: str) -> None:
+    if provider not in ("", "live", "fake"):
+        raise UsageError(f"--provider {provider}: there is no such provider", hint="write live or fake")
+    if provider and replay:
+        text = "a recorded run answers itself: --provider does not go with --replay"
+        raise UsageError(text, hint=f"dagrun execute FILE --replay {replay}")
+
+
+def _check_replay(replay: str, run_tools: bool, chosen: list[str]) -> None:
+    if run_tools and not replay:
+        raise UsageError("--run-tools goes with --replay", hint="dagrun execute FILE --replay RUN --run-tools")
+    if replay and any(chosen):
+        text = "a recorded run is played again as it was: no --only, --from, --until, --fail or --outputs-of"
+        raise UsageError(text, hint=f"dagrun execute FILE --replay {replay}")
+
+
+def _record(text: str) -> Record | None:
+    """The recorded run that --replay means. Raises NotFoundError, InputError and JournalError."""
+    if not text:
+        return None
+    from dagrun.engine.recordfile import open_record
+
+    return open_record(text, ".")
+
+
+def _params(workflow: Workflow, request: _Request, record: Record | None) -> dict[str, Json]:
+    """The params of the run; in a replay those of the record where none is given."""
+    from dagrun.cli.params import typed_params
+
+    file = request.params_file or None
+    if record is None:
+        return typed_params(workflow, request.params, file)
+    given = typed_params(workflow, request.params, file, complete=False)
+    return {**{k: v for k, v in record.created.params.items() if k in workflow.params}, **given}
 
 
 def _earlier_run(text: str) -> str | None:
@@ -177,6 +239,15 @@ def _check_junit(path: str) -> None:
         raise UsageError(f"--junit: can't write {path}", hint="name a file in a folder that is there")
 
 
+def _check_otlp(target: str) -> None:
+    if target == "-":
+        raise UsageError("--otlp: stdout is for the outputs of the workflow", hint="name a file or a URL")
+    if target:
+        from dagrun.cli.otlp import check_target
+
+        check_target(target)
+
+
 def _mention_unfinished(settings: Settings, workflow: Workflow) -> None:
     from dagrun.cli.runs import unfinished_run
 
@@ -185,7 +256,7 @@ def _mention_unfinished(settings: Settings, workflow: Workflow) -> None:
         say(settings.hint(f"note: run {found.id} of {workflow.name} has not finished: dagrun resume {found.id}"))
 
 
-def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str) -> int:
+def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str, otlp: str = "") -> int:
     """The summary on stderr, the results on stdout, the reports; the exit code of the command."""
     final = ended.state.ended
     outputs = resolved(ended.run, final.outputs) if final else {}
@@ -193,6 +264,12 @@ def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str) -> int:
     code = ended.exit_code
     if junit:
         code = _write_junit(ended, junit) or code
+    if otlp:
+        from dagrun.cli.otlp import export_ended
+
+        failed = export_ended(ended.run, ended.state, otlp)
+        if failed:  # a run is not the worse for a collector that is away
+            warn(f"{failed}; again: dagrun trace export {ended.run_id} --otlp {otlp}")
     if settings.json:
         from dagrun.core.trace import totals
 
@@ -232,12 +309,13 @@ def resume(
     parallel: int = PARALLEL,
     ui: str = _UI,
     junit: str = _JUNIT,
+    otlp: str = _OTLP,
     accept_missing: str = _ACCEPT,
 ) -> None:
     """Go on with a run that has not completed: what is done stays done, what failed is tried again."""
     settings: Settings = ctx.obj
     check_ui(ui)
-    request = _Resume(run=run, parallel=parallel, ui=ui, junit=junit, accept_missing=accept_missing)
+    request = _Resume(run=run, parallel=parallel, ui=ui, junit=junit, otlp=otlp, accept_missing=accept_missing)
     _in_engine(settings, lambda side: _take_up(settings, request, side))
 
 
@@ -249,6 +327,7 @@ class _Resume:
     parallel: int | None = None
     ui: str = "auto"
     junit: str = ""
+    otlp: str = ""
     accept_missing: str = ""
 
 
@@ -259,6 +338,7 @@ def _take_up(settings: Settings, request: _Resume, side: EngineSide) -> int:
     from dagrun.store.rundir import find_run
 
     _check_junit(request.junit)
+    _check_otlp(request.otlp)
     found = find_run(".", request.run)
     if load_state(found).status is RunStatus.COMPLETED and not settings.json:
         say(f"run {found.id} has completed: there is nothing to resume")
@@ -269,7 +349,7 @@ def _take_up(settings: Settings, request: _Resume, side: EngineSide) -> int:
     )
     shown = Show(settings, request.ui)
     ended = session.resume(found, options, shown.observer, side)
-    return _conclude(settings, ended, shown, request.junit)
+    return _conclude(settings, ended, shown, request.junit, request.otlp)
 
 
 def go_on(settings: Settings, run: str, accept_missing: str = "") -> None:

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -44,7 +45,8 @@ change its keys     --set publish.timeout=10m, --unset publish.env
 try it again        --retry train:timeout=1h
 replace it          --fallback analyze=simple.yaml
 run it again        --rerun build
-all of it at once   --patch patch.yaml, --edit, --to new.yaml"""
+all of it at once   --patch patch.yaml, --edit, --to new.yaml
+ask a model         --suggest"""
 
 
 class Replan(Command):
@@ -124,6 +126,9 @@ def _replan(
     patch: str = _one("--patch", "FILE", "The operations of a patch file; - is stdin."),
     edit: bool = typer.Option(False, "--edit", help="Open the plan in $EDITOR; the difference is the patch."),
     to: str = _one("--to", "FILE", "Make it as this file says."),
+    suggest: bool = typer.Option(False, "--suggest", help="RUN: ask a model for a patch; -m says what is wanted."),
+    node: str = _one("--node", "NODE", "With --suggest: what it is about (the first failure)."),
+    model: str = _one("--model", "MODEL", "With --suggest: a tier, or vendor/name."),
     message: str = _MESSAGE,
     yes: bool = typer.Option(False, "-y", "--yes", help="Don't ask."),
     dry_run: bool = typer.Option(False, "-n", "--dry-run", help="Only show what would change."),
@@ -157,8 +162,12 @@ def _replan(
         message=message,
     )
     wanted.check(what)
-    _check_ways(wanted, what, edit, to)
+    _check_ways(wanted, what, edit=edit, to=to, suggest=suggest)
+    if (node or model) and not suggest:
+        raise UsageError("--node and --model go with --suggest", hint=f"dagrun replan {what} --suggest --node NODE")
     if is_flow(what):
+        if suggest:
+            raise UsageError(f"{what} is a file: --suggest is for a run", hint="dagrun replan RUN --suggest -m TEXT")
         if resume or rebase or base or cancel_running:
             raise UsageError(f"{what} is a file: --resume, --rebase, --base and --cancel-running are for a run")
         if write and output:
@@ -173,9 +182,16 @@ def _replan(
 
     run = find_run(".", what)
     with Editor(run.id) as editor:
+        again = _again(run)
+        if suggest:
+            from dagrun.cli.suggest import Question, consented
+            from dagrun.cli.suggest import suggest as ask_model
+
+            again = ask_model(settings, run, Question(node=node, model=model, wish=message), wanted)
+            wanted.message = ""  # that was for the model; the reason is its own
         revision = _document(run, wanted, editor if edit else None, to, base or 0)
-        wish = wanted.wish(again=_again(run), base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
-        done = change_run(settings, run, wish)
+        wish = wanted.wish(again=again, base=revision, rebase=rebase, yes=yes, dry_run=dry_run)
+        done = change_run(settings, run, consented(settings, run, wish) if suggest else wish)
     if done is not None:
         _admitted(settings, run, done, resume, accept_missing)
 
@@ -197,6 +213,7 @@ replan = command(
     "dagrun replan r7k2 --remove lint:bridge\n"
     "dagrun replan r7k2 --retry train:timeout=1h --resume\n"
     "dagrun replan --patch patch.yaml --dry-run\n"
+    "dagrun replan r7k2 --suggest                  # ask a model, look, then decide\n"
     "dagrun replan flow.yaml --insert scan.yaml --after test --write\n"
     "dagrun replan history r7k2\n"
     "dagrun replan undo r7k2",
@@ -204,9 +221,10 @@ replan = command(
 )(_replan)
 
 
-def _check_ways(wanted: Operations, what: str, edit: bool, to: str) -> None:
+def _check_ways(wanted: Operations, what: str, *, edit: bool, to: str, suggest: bool) -> None:
     """Raises UsageError unless the command says in one way what to do."""
-    ways = [name for name, on in (("--patch", wanted.patch), ("--edit", edit), ("--to", to)) if on]
+    given = (("--patch", wanted.patch), ("--edit", edit), ("--to", to), ("--suggest", suggest))
+    ways = [name for name, on in given if on]
     if wanted.any_flag():
         ways.insert(0, "operations")
     if not ways:
@@ -243,10 +261,17 @@ def _document(run: RunDir, wanted: Operations, editor: Editor | None, to: str, b
 
     state = load_state(run)
     plan = revision_of(run, base) if base else state.plan
-    after = _edited_plan(plan.workflow, editor, f"{run.id}.yaml") if editor else flow_of(to)
-    document = _difference(wanted, plan.workflow, after, to or "the edited plan")
+    before = _without_replanners(state, plan.workflow)
+    after = _edited_plan(before, editor, f"{run.id}.yaml") if editor else flow_of(to)
+    document = _difference(wanted, before, after, to or "the edited plan")
     document["operations"] = _with_retries(state, document["operations"])
     return plan.revision
+
+
+def _without_replanners(state: RunState, workflow: Workflow) -> Workflow:
+    """A plan as somebody would write it: who was asked to mend a failure is nothing that he would change."""
+    asked = {state.plan.ids[i] for i in state.replanners}
+    return replace(workflow, nodes={n: node for n, node in workflow.nodes.items() if n not in asked})
 
 
 def _with_retries(state: RunState, operations: Json) -> list[Json]:

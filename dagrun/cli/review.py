@@ -173,6 +173,7 @@ def _waiting_json(state: RunState, item: Waiting) -> dict[str, Json]:
             "kind": item.kind,
             "number": item.number,
             "by": proposal.by,
+            "mends": state.plan.ids[failed] if (failed := _failed_for(state, proposal)) is not None else None,
             "why": proposal.why,
             "operations": list(proposal.operations),
             "trigger": dict(proposal.trigger),
@@ -233,7 +234,28 @@ def _proposal_story(settings: Settings, run: RunDir, state: RunState, proposal: 
     reason = str(proposal.trigger.get("reason") or "")
     if reason:
         lines.append(f"  {clean(str(proposal.trigger.get('type')))}: {clean(reason)}")
-    return [*lines, *_proposed_change(run, state, proposal, settings)]
+    return [*lines, *_asked_story(run, state, proposal), *_proposed_change(run, state, proposal, settings)]
+
+
+def _failed_for(state: RunState, proposal: PatchProposed) -> int | None:
+    """The failed node whose replanner made a proposal; None for one that a command wrote."""
+    return state.replanners.get(state.plan.index.get(proposal.by.removeprefix("node:"), -1))
+
+
+def _asked_story(run: RunDir, state: RunState, proposal: PatchProposed) -> list[str]:
+    """What a model was shown before it proposed this."""
+    from dagrun.view.text import clean
+
+    failed = _failed_for(state, proposal)
+    if failed is None:
+        return []
+    name, why = state.plan.ids[failed], state.reasons.get(failed, "")
+    tally = state.attempts[state.plan.index[proposal.by.removeprefix("node:")]][-1].tally
+    model = next(iter(tally.models), "") if tally is not None else ""
+    asked = f"a model ({clean(model)})" if model else "a model"
+    held = " and is held until this is decided" if failed in state.offers else ""
+    line = f"  {asked} was asked to mend {name}, which failed{held}: {clean(why)}"
+    return [line, *_failure_story(run, state, failed)]
 
 
 def _proposed_change(run: RunDir, state: RunState, proposal: PatchProposed, settings: Settings) -> list[str]:

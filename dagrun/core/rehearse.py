@@ -357,7 +357,9 @@ def _nodes_in(parsed: ex.Expression | ex.Template) -> set[NodeId]:
 
 
 def _idle_templates(workflow: Workflow) -> dict[str, str]:
-    """Templates that no failure can bring in, and why. A patch of a human still can."""
+    """Templates that no failure can bring in, and why. A patch of a human still can, and any answer of a model."""
+    if any(n.on_failure is not None and n.on_failure.replanner is not None for n in workflow.nodes.values()):
+        return {}
     reached: dict[str, int] = {}  # template -> the fewest fallbacks in a row that lead to it
     todo = [(node, 1) for node in workflow.nodes.values() if node.on_failure is not None]
     for node, number in todo:  # grows as it goes: breadth first

@@ -11,11 +11,12 @@ from dagrun.agent.router import route
 from dagrun.agent.skills import Skill, find, search_path
 from dagrun.agent.worker import worker_argv
 from dagrun.core import expression as ex
+from dagrun.core.agents import held_of, tiers_of, wish_of
 from dagrun.core.names import Json
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Workflow
 from dagrun.engine.bench import Command, Workbench
-from dagrun.engine.briefing import begin, held_of, task_of, tiers_of, wish_of
+from dagrun.engine.briefing import begin, task_of
 from dagrun.engine.providers import Kit
 from dagrun.errors import EnvironmentFault, InputError, NotFoundError
 

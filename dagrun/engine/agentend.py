@@ -84,6 +84,6 @@ def _outputs(bench: Workbench, node: Node, talk: Talk, finish: Finish) -> dict[s
     answered: dict[str, Json] = dict(finish.outputs) if finish.outputs is not None else {"text": finish.text}
     if node.outputs:
         running = Running(talk.node, talk.number, talk.command, talk.slot, talk.started_m)
-        declared = collect_declared(bench, node, running, {**answered, "text": finish.text})
+        declared = collect_declared(bench, node, running, {"text": finish.text, **answered})
         answered = {**answered, **declared}
     return {name: cast(Json, dict(bench.context.put(bench.mask.value(value)))) for name, value in answered.items()}

@@ -87,6 +87,11 @@ class Agents:
         """Whether there is something to do at once."""
         return bool(self._due)
 
+    def next_due(self) -> float | None:
+        """When a process of an attempt has to be looked at, whatever it does."""
+        moments = [due for talk in self._talks.values() for seat in talk.seats if (due := seat.next_due()) is not None]
+        return min(moments, default=None)
+
     @property
     def must_sync(self) -> bool:
         """Whether what was journaled has to be on disk before `flush`."""
@@ -145,6 +150,9 @@ class Agents:
     def step(self, now: float, fold: Callable[[Event], None]) -> None:
         """Take in what came and go on. Raises ReplayMiss and EnvironmentFault."""
         self._due |= dict.fromkeys(self._caller.collect(now, fold))
+        for talk in self._talks.values():
+            if any((moment := seat.next_due()) is not None and moment <= now for seat in talk.seats):
+                self._due[talk.node] = None
         while self._due:
             due, self._due = self._due, {}
             for i in due:

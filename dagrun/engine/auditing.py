@@ -84,6 +84,15 @@ def audit(record: Record, home: str = "") -> list[Finding]:
 
     `home` is where the user's skills are. Raises JournalError for a journal that can't be followed.
     """
+    return _audited(record, home)[0]
+
+
+def groups_of(record: Record) -> dict[str, dict[NodeId, tuple[Message, ...]]]:
+    """What the members of each group that completed said, in their order, for those that come after them."""
+    return _audited(record, "")[1]
+
+
+def _audited(record: Record, home: str) -> tuple[list[Finding], dict[str, dict[NodeId, tuple[Message, ...]]]]:
     trials: dict[NodeId, list[Trial]] = {}
     tasks: dict[tuple[NodeId, int], Task | str] = {}
     order: list[Finding] = []
@@ -107,7 +116,7 @@ def audit(record: Record, home: str = "") -> list[Finding]:
         trial = trials[finding.node][-1]
         if trial.number == finding.attempt and trial.finished is None:
             _attempt(record, tasks[finding.node, finding.attempt], trial, finding)
-    return order
+    return order, said
 
 
 # ---------------------------------------------------------------- what it began with

@@ -18,15 +18,11 @@ from dagrun.agent.skills import Skill
 from dagrun.agent.steps import Caps, Task
 from dagrun.agent.tools import TOOLS, catalogue
 from dagrun.core import expression as ex
-from dagrun.core.agents import answer_schema
+from dagrun.core.agents import answer_schema, held_of, offer_of, tiers_of, wish_of
 from dagrun.core.grants import call_of
-from dagrun.core.lattice import effective
 from dagrun.core.names import Json, NodeId
-from dagrun.core.permissions import Effective
-from dagrun.core.workflow import Agent, Node, Workflow
+from dagrun.core.workflow import Node, Workflow
 
-DEFAULT_OFFER = ("Read", "Grep", "Glob")
-FAKE_MODEL = "fake/model"
 RAISE = 2  # an answer that was cut off may be this much longer, once
 
 
@@ -42,28 +38,6 @@ class Begin:
     left_out: tuple[Reason, ...]
     started: Mapping[str, Json]
     servers: tuple[str, ...] = ()
-
-
-def tiers_of(workflow: Workflow, *, fake: bool) -> Mapping[str, tuple[str, ...]]:
-    """The tiers of a workflow; a fake provider answers also where there are none."""
-    return workflow.models or ({"fake": (FAKE_MODEL,)} if fake else {})
-
-
-def wish_of(workflow: Workflow, agent: Agent, *, fake: bool) -> str:
-    """The tier or model that an agent asks for: its own, else the first tier."""
-    return agent.model or next(iter(tiers_of(workflow, fake=fake)), "")
-
-
-def offer_of(agent: Agent) -> tuple[str, ...]:
-    """The patterns of the tools that an agent is offered."""
-    if agent.tools is not None:
-        return agent.tools
-    return (*DEFAULT_OFFER, *(f"mcp__{server}__*" for server in agent.mcp))
-
-
-def held_of(workflow: Workflow, node: Node) -> Effective:
-    """What an agent's node ends up with."""
-    return effective(workflow.permissions, node.permissions, node.isolation)
 
 
 def rules_of(workflow: Workflow, node: Node, skills: Iterable[Skill | RecordedSkill]) -> tuple[tuple[str, ...], ...]:

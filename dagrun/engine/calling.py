@@ -118,7 +118,8 @@ class Caller:
         if spent > choice.reserve and self._state.plan.workflow.provider.budget == "strict":
             text = f"it cost {dollars(spent)}, more than the {dollars(choice.reserve)} that it could cost"
             fold(Warned(node=ended.node, text=f"{choice.model}: {text}: nothing more is spent in this run"))
-            return CallFailed(kind="unbounded", message=text)
+            said = answer.text if isinstance(answer, Reply) else ""
+            return CallFailed(kind="unbounded", message=text, partial=said)
         return answer
 
     def _money_moved(self, node: str, fold: Fold) -> None:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from dagrun.agent.fake import load
 from dagrun.agent.keys import key_values, missing
 from dagrun.agent.router import route
+from dagrun.core.agents import held_of, tiers_of, wish_of
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Provider, Workflow
 from dagrun.engine.agentbegin import known_prices
-from dagrun.engine.briefing import held_of, tiers_of, wish_of
 from dagrun.engine.providers import FakeSource, Kit, LiveSource, Source
 from dagrun.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from dagrun.agent.messages import Message
+    from dagrun.core.names import NodeId
+    from dagrun.store.rundir import RunDir
     from dagrun.engine.replaying import Replayer
 
 
@@ -90,6 +93,7 @@ def _models(workflow: Workflow, node: Node) -> tuple[str, ...]:
 
 def make_kit(
     state: RunState,
+    run: RunDir,
     project: str,
     environ: Mapping[str, str],
     *,
@@ -108,7 +112,18 @@ def make_kit(
         home=environ.get("HOME", ""),
         secret=key_values(environ),
         fake=provider.kind == "fake",
+        groups=_groups(state, run) if replay is None else {},
     )
+
+
+def _groups(state: RunState, run: RunDir) -> dict[str, dict[NodeId, tuple[Message, ...]]]:
+    """What the groups of a run said before this engine took it up."""
+    if state.engines < 2 or not any(node.group for node in state.plan.nodes):
+        return {}
+    from dagrun.engine.auditing import groups_of
+    from dagrun.engine.recording import read_run
+
+    return groups_of(read_run(run))
 
 
 def _source(provider: Provider, environ: Mapping[str, str], exempt: Callable[[int], None] | None) -> Source:

@@ -6,12 +6,12 @@ for each call that was not cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from dagrun.agent.messages import Answer, CallFailed, Request
+from dagrun.agent.messages import Answer, CallFailed, Reply, Request
 from dagrun.core.names import Json, NodeId
 from dagrun.errors import InputError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dagrun.agent.messages import Message, ToolCall
     from dagrun.agent.prices import Price
     from dagrun.agent.prompt import ToolOutput
+
+SPOKEN_S = 0.1  # between looks at what answers have said so far
 
 
 class Asked(NamedTuple):
@@ -112,6 +114,8 @@ class FakeSource:
     def __init__(self, rules: FakeProvider) -> None:
         self._rules = rules
         self._coming: list[tuple[float, int, Answer]] = []
+        self._asked: dict[int, float] = {}  # when each call that is coming was asked for
+        self._spoke = 0.0
 
     def ask(self, key: int, asked: Asked, request: Request, timeout_s: float, now: float) -> float | None:
         """Ask the rules; what none of them fits is an error that says which came close."""
@@ -128,19 +132,31 @@ class FakeSource:
         if latency_s > timeout_s:
             latency_s, answer = timeout_s, CallFailed(kind="timeout", message=f"no answer within {timeout_s:g} s")
         heappush(self._coming, (now + latency_s, key, answer))
+        self._asked[key] = now
         return latency_s
 
     def cancel(self, key: int) -> None:
         """Forget a call."""
         self._coming = sorted(item for item in self._coming if item[1] != key)
+        self._asked.pop(key, None)
 
     def collect(self, now: float) -> list[News]:
-        """What is due."""
+        """What is due, and of what is still coming the words that a model would have said by now."""
         found: list[News] = []
         while self._coming and self._coming[0][0] <= now:
             _, key, answer = heappop(self._coming)
+            self._asked.pop(key, None)
             found.append(Answered(key, answer))
+        if self._coming and now - self._spoke >= SPOKEN_S:
+            self._spoke = now
+            found += self._words(now)
         return found
+
+    def _words(self, now: float) -> Iterator[Said]:
+        for due, key, answer in self._coming:
+            asked = self._asked[key]
+            if isinstance(answer, Reply) and answer.text and due > asked:
+                yield Said(key, answer.text[: int(len(answer.text) * (now - asked) / (due - asked))])
 
     def fileno(self) -> int:
         """Nothing to wait for."""

@@ -232,8 +232,12 @@ class Runner:
         if soon is not None and (due is None or soon < due):
             due = soon
         first = self.decided_m == float("-inf")
-        if self.crew.agents is not None and self.crew.agents.busy:
-            return 0.0
+        if self.crew.agents is not None:
+            if self.crew.agents.busy:
+                return 0.0
+            look = self.crew.agents.next_due()
+            if look is not None and (due is None or look < due):
+                due = look
         if self.crew.facts or first or not (self.state.running or self.state.waking):
             return 0.0
         return None if due is None else max(0.0, due - now)

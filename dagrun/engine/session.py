@@ -17,6 +17,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from dagrun import __version__
+from dagrun.core.agents import has_agents
 from dagrun.core.decide import Room
 from dagrun.core.event import FORMAT, EngineAttached, Event, NodeAdopted, NodeSkipped, RunCreated, Warned, encode
 from dagrun.core.evolve import evolve
@@ -24,7 +25,7 @@ from dagrun.core.names import Json, NodeId, RunStatus, Status
 from dagrun.core.plan import Plan, compile_plan, input_sources, near
 from dagrun.core.selection import select
 from dagrun.core.state import RunState, new_state
-from dagrun.core.workflow import Node, OnFailure, Workflow, workflow_to_json
+from dagrun.core.workflow import Node, Workflow, workflow_to_json
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
 from dagrun.engine.holding import Holding, hold, sweep_dead_runs
@@ -255,28 +256,13 @@ def _with_provider(workflow: Workflow, options: Options) -> Workflow:
     """The workflow as its models are asked. Raises UsageError and EnvironmentFault where they can't be."""
     if options.replay is not None:
         return replace(workflow, provider=replace(workflow.provider, kind=options.replay.workflow.provider.kind))
-    if not options.provider and not _has_agents(workflow):
+    if not options.provider and not has_agents(workflow):
         return workflow
     from dagrun.engine.kit import as_provided, check_agents
 
     workflow = as_provided(workflow, options.provider)
     check_agents(workflow, _could_run(workflow, options), os.environ)
     return workflow
-
-
-def _has_agents(workflow: Workflow) -> bool:
-    """Whether a node, a template or something that may stand in for one is an agent."""
-    return any(
-        node.agent is not None or (node.on_failure is not None and _may_ask(node.on_failure))
-        for node in (*workflow.nodes.values(), *workflow.templates.values())
-    )
-
-
-def _may_ask(wanted: OnFailure) -> bool:
-    inline = wanted.fallback_node
-    if wanted.replanner is not None or (inline is not None and inline.agent is not None):
-        return True
-    return inline is not None and inline.on_failure is not None and _may_ask(inline.on_failure)
 
 
 def _all_params(workflow: Workflow, given: Mapping[str, Json]) -> dict[str, Json]:
@@ -388,11 +374,11 @@ def _still_to_run(state: RunState) -> list[Node]:
 # ---------------------------------------------------------------- both
 
 
-def _make_kit(bench: Workbench, state: RunState) -> Kit:
+def _make_kit(bench: Workbench, state: RunState, run: RunDir) -> Kit:
     from dagrun.engine.kit import make_kit
 
     hide_memory()
-    return make_kit(state, bench.project, bench.environ, exempt=bench.exempt, replay=bench.replay)
+    return make_kit(state, run, bench.project, bench.environ, exempt=bench.exempt, replay=bench.replay)
 
 
 def _work(
@@ -431,7 +417,7 @@ def _work(
         from dagrun.engine.replaying import Replayer
 
         bench.replay = Replayer(options.replay, run_tools=options.run_tools, clean=bench.mask.text)
-    bench.make_kit = partial(_make_kit, bench, state)
+    bench.make_kit = partial(_make_kit, bench, state, run)
     if secrets or held.walls is not None:
         hide_memory()
     # the plan lives as long as the run: no collection need ever look at it again

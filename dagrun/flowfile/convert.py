@@ -47,7 +47,6 @@ from dagrun.flowfile.schema import (
     ReviewFile,
     WorkflowFile,
 )
-from dagrun.flowfile.source import Value
 
 Path = tuple[str | int, ...]
 
@@ -139,9 +138,9 @@ class Converter:
 
     def _agent(self, path: Path, made: NodeFile, defaults: Defaults, kw: dict[str, Any]) -> None:
         """An agent and its level; the core can't tell one that is written from the one that it would have."""
-        kw["agent"] = agent = to_agent(made.agent)
+        kw["agent"] = to_agent(made.agent)
         kw.setdefault("outputs", dict(TEXT_OUTPUT))
-        usual = default_level(agent)
+        usual = _usual(made)
         if kw.setdefault("isolation", usual) == usual == "context" and "isolation" in made.model_fields_set:
             own = (made.permissions if "permissions" in made.model_fields_set else None, defaults.permissions)
             if defaults.holds or any(map(_holds, own)):
@@ -177,7 +176,7 @@ class Converter:
             return
         if "isolation" not in written:
             kw["isolation"] = floor  # that of `defaults` gives way
-        elif made.isolation == "process" or "agent" in written:  # the core can't tell it from one that is unwritten
+        elif made.isolation == _usual(made):  # the core can't tell it from one that is not written
             message = f"isolation `{made.isolation}` is less than `{floor}`, which permissions.isolation asks for"
             self.faults.append(Fault((*path, "isolation"), "below-floor", message, f"write {floor}, or remove it"))
 
@@ -232,7 +231,7 @@ class Converter:
         enum: list[Json] = []
         default: Json = None
         if "enum" in made.model_fields_set:
-            got = self._try(lambda: _enum(made.enum, made.type), (*path, "enum"))
+            got = self._try(lambda: fields.enum(made.enum, made.type), (*path, "enum"))
             enum = got if isinstance(got, list) else []
         if "default" in made.model_fields_set:
             default = self._try(lambda: fields.typed(made.default, made.type), (*path, "default"))
@@ -289,6 +288,11 @@ _SAME = {
 }
 _CEILINGS = {"output": "output_bytes", "pids": "pids", "file_size": "file_size"}
 _CONFINING = frozenset({"isolation", "permissions", "docker", "secrets"})
+
+
+def _usual(made: NodeFile) -> Isolation:
+    """The level of a node that names none."""
+    return default_level(to_agent(made.agent)) if "agent" in made.model_fields_set else "process"
 
 
 def _review(made: ReviewFile) -> Review:
@@ -382,18 +386,3 @@ def _limits(made: WorkflowFile) -> Limits:
 
 
 _PLAIN_LIMITS = Limits()
-
-
-def _enum(value: Value, kind: str) -> Json:
-    if not isinstance(value, list) or not value:
-        raise fields.wrong(f"`enum` is a list of the values allowed, not {fields.describe(value)}")
-    got: list[Json] = []
-    defects: list[fields.Defect] = []
-    for i, item in enumerate(value):
-        try:
-            got.append(fields.typed(item, kind))
-        except fields.Wrong as error:
-            defects += [d._replace(at=(i, *d.at)) for d in error.defects]
-    if defects:
-        raise fields.Wrong(*defects)
-    return got

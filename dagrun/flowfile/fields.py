@@ -375,3 +375,19 @@ def typed(value: Value, kind: str) -> Json:
     if not isinstance(value, list if kind == "array" else dict):
         raise wrong(f"{'a list' if kind == 'array' else 'a mapping'} is wanted here, not {describe(value)}")
     return json(value)
+
+
+def enum(value: Value, kind: str) -> Json:
+    """The values that a param of some type may have."""
+    if not isinstance(value, list) or not value:
+        raise wrong(f"`enum` is a list of the values allowed, not {describe(value)}")
+    got: list[Json] = []
+    defects: list[Defect] = []
+    for i, item in enumerate(value):
+        try:
+            got.append(typed(item, kind))
+        except Wrong as error:
+            defects += [d._replace(at=(i, *d.at)) for d in error.defects]
+    if defects:
+        raise Wrong(*defects)
+    return got

@@ -32,6 +32,11 @@ _encode = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False
 _ALWAYS_INLINE_CHARS = 680  # a character takes at most six bytes (\u0000)
 
 
+def encoded(value: Json) -> bytes:
+    """A value as its file holds it: what its digest is of. Raises ValueError for what JSON can't hold (nan)."""
+    return _encode(value).encode("utf-8", "backslashreplace")
+
+
 class ContextStore:
     """The values and artifacts of one run."""
 
@@ -48,7 +53,7 @@ class ContextStore:
         """
         if type(value) is str and len(value) <= _ALWAYS_INLINE_CHARS:
             return {"v": value}
-        data = _encode(value).encode("utf-8", "backslashreplace")
+        data = encoded(value)
         if len(data) <= INLINE_BYTES:
             return {"v": value}
         from hashlib import sha256

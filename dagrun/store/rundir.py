@@ -278,7 +278,8 @@ def find_run(project: str, text: str | None) -> RunDir:
         runs = list_runs(project)
         if not runs:
             raise NotFoundError("there is no run in this project yet", hint="start one: dagrun execute FILE")
-        return runs[0]
+        # what was made for another run (a suggestion) is not what a person did last
+        return next((run for run in runs if not run.read_meta().get("for")), runs[0])
     base = os.path.join(os.path.abspath(project), FOLDER, "runs")
     names = _names(base)
     wanted = text.lower()

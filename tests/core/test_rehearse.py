@@ -277,6 +277,13 @@ def test_what_a_replanner_would_answer_is_not_known_and_counts_as_no_help() -> N
     assert (alone.ends, alone.lost, alone.hole) == ("failed", ("b",), True)
 
 
+def test_a_model_may_bring_in_any_template() -> None:
+    spare = (node("spare"),)
+    assert rehearse(flow(node("a"), templates=spare)).idle_templates.keys() == {"spare"}
+    asking = node("a", on_failure=OnFailure(replanner=Agent()))
+    assert rehearse(flow(asking, templates=spare)).idle_templates == {}
+
+
 def test_agents_fail_too() -> None:
     asked = replace(node("a"), run="", agent=Agent(prompt="Look."))
     found = case(rehearse(flow(asked, node("b", "a"))), "a")

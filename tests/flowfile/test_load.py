@@ -424,7 +424,7 @@ def test_text_problems_and_shape_problems_come_together_without_noise() -> None:
         "a: {run: x, outputs: {o: stdout}}",
         "a: {run: x, outputs: [o]}",
         "a: make",
-        "a: {agent: {}}",
+        "a: {agent: {model: x/y}}",
         "a: {run: x, timeout: soon, outputs: {o: {}}}",
     ],
 )
