@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(p.name for p in (ROOT / "workflows").glob("*.yaml"))
@@ -19,6 +21,9 @@ ENDS = {"alternative.yaml": 1, "repair.yaml": 1, "review.yaml": 4}  # mended wit
 OPENED = {"add-scan.yaml": "build/shop/window", "repair.yaml": "build/repair/dump.ready"}
 HARMLESS = ("read a file outside", "change its own input", "read the journal", "see other processes")
 IMAGE = "busybox:stable"  # of untrusted.yaml
+WALLED = ("confined.yaml", "demo.yaml", "mcp.yaml")  # bubblewrap holds some of their nodes
+DEMO = "workflows/demo.yaml"
+RECORDED = "workflows/records/demo.jsonl"
 
 
 def dagrun(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -81,7 +86,7 @@ def _docker(*words: str) -> subprocess.CompletedProcess[bytes]:
 def test_an_example_ends_as_it_says(project: Path, name: str, request: pytest.FixtureRequest) -> None:
     if name == "untrusted.yaml":
         request.getfixturevalue("busybox")
-    if name == "confined.yaml" and shutil.which("bwrap") is None:
+    if name in WALLED and shutil.which("bwrap") is None:
         absent("bubblewrap")
     process = dagrun(project, "execute", f"workflows/{name}", "--ui", "log")
     assert process.stderr is not None
@@ -126,3 +131,133 @@ def test_all_examples_are_valid_and_say_what_they_show(project: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert len(out.splitlines()) == len(EXAMPLES)
+
+
+# ---------------------------------------------------------------- the demo
+
+
+def done(project: Path, *words: str) -> str:
+    """What a command prints that ends well."""
+    process = dagrun(project, *words)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def entries(project: Path) -> dict[str, Any]:
+    """The trace entries of the last run by node."""
+    return {e["node_id"]: e for e in json.loads(done(project, "trace", "show", "--json"))["entries"]}
+
+
+def tests_of(project: Path) -> int:
+    """The exit code of the tests of the demo's small project."""
+    command = [sys.executable, "-B", "-m", "unittest", "discover", "-s", "tests"]
+    env = {**os.environ, "PYTHONPATH": "app"}
+    return subprocess.run(command, cwd=project / "tally", env=env, capture_output=True, check=False).returncode
+
+
+def test_the_demo_is_repaired_by_an_edit_and_not_by_words(project: Path) -> None:
+    if shutil.which("bwrap") is None:
+        absent("bubblewrap")
+    out = done(project, "execute", DEMO, "--ui", "quiet")
+    assert "3 tests pass" in out
+    assert "verdict = approve" in out
+    after = (project / "tally/app/words.py").read_text()
+    before = (project / "tally/words.before").read_text()
+    assert (tests_of(project), ".lower()" in before, ".lower()" in after) == (0, False, True)
+    (project / "tally/app/words.py").write_text(before)
+    assert tests_of(project) == 1
+    found = entries(project)
+    assert found["repair"]["status"] == "superseded"
+    assert [a["outcome"] for a in found["repair"]["attempts"]] == ["invalid_output"]
+    assert found["repair-fallback"]["agent"]["tools"] == {"Read": 1, "Edit": 1}
+    assert found["review"]["retries"] == 1
+    asked = sum(e["duration_ms"] for e in found.values() if e["kind"] == "agent")
+    assert asked < 8000, "a person is to see it within ten seconds"
+    money = json.loads(done(project, "trace", "show", "--json"))["run"]
+    assert 0 < sum(e["cost_usd"] for e in found.values()) < 0.40, money
+
+
+def test_the_demo_needs_its_edit(project: Path) -> None:
+    """The control: an agent that only says that it has repaired the code does not get through."""
+    if shutil.which("bwrap") is None:
+        absent("bubblewrap")
+    path = project / "workflows/rules/demo.yaml"
+    rules = yaml.safe_load(path.read_text())["rules"]
+    (edit,) = [r for r in rules if r["node"] == "repair-fallback" and r.get("turn") == 2]
+    del edit["tools"]
+    edit["json"] = {"file": "tally/app/words.py", "change": edit.pop("text")}
+    path.write_text(yaml.safe_dump({"rules": rules}, sort_keys=False))
+    process = dagrun(project, "execute", DEMO, "--ui", "quiet")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert entries(project)["verify"]["status"] == "failed"
+
+
+def test_the_recorded_demo_is_of_this_workflow(project: Path) -> None:
+    """It is played without a model, a tool or a command, and every byte of it is explained."""
+    out = done(project, "execute", DEMO, "--replay", RECORDED, "--ui", "quiet")
+    assert "3 tests pass" in out
+    assert not (project / "tally").exists()
+    assert entries(project)["repair"]["status"] == "superseded"
+    assert "every byte of" in done(project, "audit", RECORDED)
+    text = (project / RECORDED).read_text()
+    assert str(ROOT) not in text
+
+
+# ---------------------------------------------------------------- make demo
+
+
+def demo(project: Path, *, python: str = "", path: str = "") -> subprocess.CompletedProcess[str]:
+    """scripts/demo.sh in a copy of the project; `python` stands before the command of scripts/python.sh."""
+    (project / "scripts").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "scripts/demo.sh", project / "scripts/demo.sh")
+    wrapper = project / "scripts/python.sh"
+    wrapper.write_text(f'#!/bin/sh\n{python}\nexec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    env = {**os.environ, "CI": "true", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(project / "cache")}
+    if path:
+        env["PATH"] = path
+    command = ["/bin/sh", "scripts/demo.sh"]
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.slow
+def test_make_demo_says_what_to_look_at_next(project: Path) -> None:
+    if shutil.which("bwrap") is None:
+        absent("bubblewrap")
+    shown = demo(project)
+    assert shown.returncode == 0, shown.stderr
+    assert "note:" not in shown.stderr
+    here = project / "build/demo"
+    for line in [line.strip() for line in shown.stderr.splitlines() if line.startswith("  dagrun ")]:
+        words = line.split("  ")[0].split()[1:]
+        assert done(here, *words) or "--replay" in line, line
+    assert shown.stderr.count("\n  dagrun ") == 5
+
+
+@pytest.mark.slow
+def test_make_demo_where_bubblewrap_is_not_installed(project: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for folder in reversed(os.environ["PATH"].split(os.pathsep)):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            if name not in ("bwrap", "docker", "podman"):
+                (programs / name).unlink(missing_ok=True)
+                (programs / name).symlink_to(os.path.join(folder, name))
+    shown = demo(project, path=str(programs))
+    assert shown.returncode == 0, shown.stderr
+    assert "note: " in shown.stderr
+    assert "3 tests pass" in shown.stdout
+    landlock = "are held by Landlock" in shown.stderr
+    assert landlock == (project / "build/demo/tally").exists()
+    assert landlock != ("this is a recorded run" in shown.stderr)
+
+
+@pytest.mark.slow
+def test_make_demo_where_nothing_can_hold_an_agent(project: Path) -> None:
+    shown = demo(project, python='case " $* " in *" --dry-run "*) exit 8 ;; esac')
+    assert shown.returncode == 0, shown.stderr
+    assert "this is a recorded run" in shown.stderr
+    assert "3 tests pass" in shown.stdout
+    assert not (project / "build/demo/tally").exists()

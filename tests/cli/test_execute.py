@@ -100,7 +100,6 @@ def test_an_injected_failure(space: Space) -> None:
         (["execute", "hello.yaml", "--ui", "fancy"], "one of auto, live, log, json, quiet"),
         (["execute", "hello.yaml", "-j", "0"], "dagrun execute --help"),
         (["execute", "hello.yaml", "--provider", "fake"], "what there is: dagrun execute --help"),
-        (["execute", "hello.yaml", "--replay", "last"], "what there is: dagrun execute --help"),
         (["execute", "hello.yaml", "--junit", "no/where.xml"], "name a file in a folder that is there"),
         (["resume", "--ui", "x"], "one of auto"),
     ],

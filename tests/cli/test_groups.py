@@ -56,7 +56,7 @@ def test_the_help_of_the_table_is_the_help_of_the_command() -> None:
     assert all(entry.help.endswith(".") and len(entry.help) < 65 for entry in COMMANDS.values())
 
 
-@pytest.mark.parametrize("words", [["audit"], ["trace", "export"], ["audit", "--json"]])
+@pytest.mark.parametrize("words", [["trace", "diff"], ["trace", "diff", "--json"]])
 def test_what_comes_later_says_so(space: Space, words: list[str]) -> None:
     done = space.run(*words)
     name = " ".join(w for w in words if w.isalpha())
@@ -136,6 +136,6 @@ def test_completion_completes(space: Space) -> None:
         return space.run(_DAGRUN_COMPLETE="complete_bash", **env).out.split()
 
     assert complete("dagrun exe") == ["execute"]
-    assert complete("dagrun execute --o") == ["--only", "--outputs-of"]
+    assert complete("dagrun execute --o") == ["--only", "--outputs-of", "--otlp"]
     assert complete("dagrun trace f") == ["follow"]
     assert space.run("completion", "tcsh").code == 2
