@@ -32,10 +32,8 @@ help: ## what can be made
 install: ## dagrun and its tools into .venv (instant the second time)
 	@sh scripts/install.sh
 
-demo: install ## run a real workflow to its end: a retry, a skip, a timeout
-	@rm -rf build/demo && mkdir -p build/demo
-	@echo '$$ dagrun execute workflows/demo.yaml' >&2
-	@cd build/demo && ../../$(PY) -m dagrun execute ../../workflows/demo.yaml
+demo: install ## agents mend a small project: one fails, the plan is changed (10 s, no key)
+	@sh scripts/demo.sh
 
 install-llm: install ## litellm too, which only live agents and the tests need
 	@sh scripts/install-llm.sh

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,11 +25,12 @@ HARMLESS = ("read a file outside", "change its own input", "read the journal", "
 IMAGE = "busybox:stable"  # of untrusted.yaml
 WALLED = ("confined.yaml", "demo.yaml", "mcp.yaml")  # bubblewrap holds some of their nodes
 DEMO = "workflows/demo.yaml"
+NO_KEYS = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")}
 RECORDED = "workflows/records/demo.jsonl"
 
 
-def dagrun(folder: Path, *words: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "CI": "true", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+def dagrun(folder: Path, *words: str, environ: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
+    env = {**environ, "CI": "true", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-m", "dagrun", *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
@@ -149,7 +152,7 @@ def entries(project: Path) -> dict[str, Any]:
     return {e["node_id"]: e for e in json.loads(done(project, "trace", "show", "--json"))["entries"]}
 
 
-def tests_of(project: Path) -> int:
+def exit_of_tests(project: Path) -> int:
     """The exit code of the tests of the demo's small project."""
     command = [sys.executable, "-B", "-m", "unittest", "discover", "-s", "tests"]
     env = {**os.environ, "PYTHONPATH": "app"}
@@ -164,9 +167,9 @@ def test_the_demo_is_repaired_by_an_edit_and_not_by_words(project: Path) -> None
     assert "verdict = approve" in out
     after = (project / "tally/app/words.py").read_text()
     before = (project / "tally/words.before").read_text()
-    assert (tests_of(project), ".lower()" in before, ".lower()" in after) == (0, False, True)
+    assert (exit_of_tests(project), ".lower()" in before, ".lower()" in after) == (0, False, True)
     (project / "tally/app/words.py").write_text(before)
-    assert tests_of(project) == 1
+    assert exit_of_tests(project) == 1
     found = entries(project)
     assert found["repair"]["status"] == "superseded"
     assert [a["outcome"] for a in found["repair"]["attempts"]] == ["invalid_output"]
@@ -192,6 +195,16 @@ def test_the_demo_needs_its_edit(project: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert entries(project)["verify"]["status"] == "failed"
+
+
+def test_the_demo_with_real_models_wants_one_variable(project: Path) -> None:
+    process = dagrun(project, "execute", DEMO, "--provider", "live", environ=NO_KEYS)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 8, out + err
+    assert "nothing was started" in err
+    if find_spec("litellm") is not None:
+        assert "export ANTHROPIC_API_KEY=" in err
+    assert not (project / "tally").exists()
 
 
 def test_the_recorded_demo_is_of_this_workflow(project: Path) -> None:
@@ -249,7 +262,7 @@ def test_make_demo_where_bubblewrap_is_not_installed(project: Path, tmp_path: Pa
     assert shown.returncode == 0, shown.stderr
     assert "note: " in shown.stderr
     assert "3 tests pass" in shown.stdout
-    landlock = "are held by Landlock" in shown.stderr
+    landlock = "are held by Landlock, which" in shown.stderr
     assert landlock == (project / "build/demo/tally").exists()
     assert landlock != ("this is a recorded run" in shown.stderr)
 

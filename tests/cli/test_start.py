@@ -54,3 +54,26 @@ def test_a_folder_that_can_not_be_made(space: Space) -> None:
     assert done.code == 8
     assert done.err.startswith("error[environment]: can't write file/inside/")
     assert not os.path.exists(space.folder / ".dagrun")
+
+
+def test_an_agent_that_runs_without_a_key(space: Space) -> None:
+    done = space.run("init", "--agent")
+    assert done.code == 0
+    assert done.out.startswith("wrote dagrun.yaml and rules.yaml\n")
+    assert space.run("validate", "--strict", "dagrun.yaml").code == 0
+    ran = space.run("execute", "dagrun.yaml", "-q")
+    assert (ran.code, ran.out) == (0, "summary = Said by rules.yaml, not by a model.\n")
+
+
+def test_rules_that_are_there_stay_there(space: Space) -> None:
+    space.file("rules.yaml", "mine")
+    done = space.run("init", "--agent")
+    assert done.code == 2
+    assert done.err == (
+        "error[usage]: rules.yaml is there already\n  help: overwrite it: dagrun init . --agent --force\n"
+    )
+    assert (space.folder / "rules.yaml").read_text() == "mine"
+    assert not (space.folder / "dagrun.yaml").exists()
+    assert space.run("init").code == 0
+    assert space.run("init", "--agent", "--force").code == 0
+    assert (space.folder / "rules.yaml").read_text() != "mine"
