@@ -72,6 +72,10 @@ class Roots:
         """The absolute form of a path that a model gave. Raises ToolError for one that can't be a path."""
         if "\0" in path:
             raise ToolError("a path can't hold a NUL character")
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise ToolError("a path can't hold half of a surrogate pair") from None
         return os.path.normpath(os.path.join(self.cwd, path))
 
     def is_denied(self, path: str) -> bool:
@@ -181,7 +185,7 @@ class Roots:
             raise ToolError(reason(path, error)) from None
         finally:
             os.close(top)
-        if self.is_denied(os.readlink(f"/proc/self/fd/{fd}")):
+        if self.is_denied(path_of(fd)):
             os.close(fd)
             raise ToolError(f"{path} is denied")
         return fd
@@ -194,8 +198,14 @@ class Roots:
         return max(found, key=len) if write else min(found, key=len)
 
     def _top(self, root: str, path: str) -> int:
+        """The root itself: not where a link leads that came into its path since it was granted."""
         try:
-            return os.open(root, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            slash = os.open("/", os.O_PATH | os.O_CLOEXEC)
+            try:
+                flags = os.O_PATH | os.O_NOFOLLOW
+                return open_beneath(slash, root.lstrip("/") or ".", flags, links=False)
+            finally:
+                os.close(slash)
         except OSError as error:
             raise ToolError(reason(path, error)) from None
 
@@ -215,9 +225,14 @@ def is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def open_beneath(top: int, relative: str, flags: int) -> int:
-    """Open a path below the directory `top`; links may not lead out of it. Raises OSError."""
-    how = _How(flags | _COMMON, 0, _BENEATH | _NO_MAGICLINKS)
+def path_of(fd: int) -> str:
+    """The absolute path of what is open, without links; of what was removed meanwhile, the one that it had."""
+    return os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
+
+
+def open_beneath(top: int, relative: str, flags: int, *, links: bool = True) -> int:
+    """Open a path below the directory `top`; links may not lead out of it, or not be there. Raises OSError."""
+    how = _How(flags | _common(flags), 0, _BENEATH | _NO_MAGICLINKS | (0 if links else _NO_SYMLINKS))
     fd: int = _libc().syscall(_OPENAT2, top, os.fsencode(relative), ctypes.byref(how), ctypes.sizeof(how))
     if fd >= 0:
         return fd
@@ -228,13 +243,17 @@ def open_beneath(top: int, relative: str, flags: int) -> int:
     raise OSError(number, os.strerror(number))
 
 
+def _common(flags: int) -> int:
+    return os.O_CLOEXEC if flags & os.O_PATH else _COMMON  # that takes no others
+
+
 def _step_by_step(top: int, relative: str, flags: int) -> int:
     here = os.dup(top)
     steps = relative.split("/")
     for k, step in enumerate(steps):
         last = k == len(steps) - 1
         try:
-            wanted = flags | _COMMON if last else os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            wanted = flags | _common(flags) if last else os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             below = os.open(step, wanted | os.O_NOFOLLOW, dir_fd=here)
         finally:
             os.close(here)

@@ -44,7 +44,7 @@ from dagrun.agent.broker_wire import guard
 from dagrun.agent.keys import key_values
 from dagrun.agent.messages import Answer, CallFailed, ErrorKind, Request, answer_to_json, request_from_json
 from dagrun.core.mask import Masker
-from dagrun.core.names import Json
+from dagrun.core.names import Json, format_duration
 from dagrun.sandbox.procs import hide_memory
 
 T = TypeVar("T")
@@ -244,7 +244,8 @@ class Broker:
             running.cancel()
             await asyncio.wait({running}, timeout=END_S)
             kind: ErrorKind = "cut" if cancelled.done() else "timeout"
-            answer = call.ended(kind, "cancelled" if cancelled.done() else f"no answer within {timeout_s:g} s")
+            late = f"no answer within {format_duration(timeout_s)}"
+            answer = call.ended(kind, "cancelled" if cancelled.done() else late)
             if running.done() and not running.cancelled():
                 running.exception()  # looked at, so that nothing is said about it
         del self._cancels[number]

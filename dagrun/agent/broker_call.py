@@ -17,8 +17,8 @@ from dagrun.agent import keys
 from dagrun.agent.broker_errors import failure, without_end
 from dagrun.agent.broker_wire import CURRENT, Wire
 from dagrun.agent.messages import Answer, CallFailed, ErrorKind, FinishReason, Message, Reply, Request, ToolCall, Usage
+from dagrun.agent.structured import NoJson, strict
 from dagrun.core.mask import Masker
-from dagrun.core.names import Json
 
 CONNECT_S = 15.0
 NO_KEY = "none"  # what is sent where an endpoint wants no key, as clients insist on one
@@ -283,13 +283,13 @@ class _Raw:
 
 def _tool_call(index: int, call: _Call) -> ToolCall:
     try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError:
+        arguments = strict(call.arguments or "{}")
+    except NoJson:
         arguments = None
     number = call.id or f"call_{index}"
     if not isinstance(arguments, dict):
         return ToolCall(id=number, name=call.name, arguments=None, text=call.arguments)
-    return ToolCall(id=number, name=call.name, arguments=cast("dict[str, Json]", arguments))
+    return ToolCall(id=number, name=call.name, arguments=arguments)
 
 
 def usage(reported: list[Any]) -> Usage | None:

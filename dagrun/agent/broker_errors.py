@@ -7,10 +7,12 @@ connection that was refused is not billed, what broke after an answer began is p
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 from dagrun.agent.broker_wire import Wire
 from dagrun.agent.messages import CallFailed, ErrorKind
@@ -48,6 +50,9 @@ _TOO_LONG = re.compile(
 _NO_MONEY = re.compile(r"insufficient_quota|credit balance is too low|billing_hard_limit", re.IGNORECASE)
 _NO_KEY = re.compile(r"api[_ -]?key|credentials", re.IGNORECASE)
 _PREFIX = re.compile(r"^(?:litellm\.)?(?:\w+(?:Error|Exception)|Timeout(?: Error)?)(?:: | - )")
+_NO_VENDOR = re.compile(r"LLM Provider NOT provided.*?You passed model=(\S+)", re.DOTALL)
+_NOT_SECURE = re.compile(r"\[SSL[^]]*\]([^(]+)")
+_EMPTY = re.compile(r"(?:Connection error|Request timed out)\.?|Response payload is not completed.*", re.DOTALL)
 _SUFFIX = re.compile(r"\.? Handle with `litellm\.\w+`\.?|Original exception: .*", re.DOTALL)
 
 
@@ -55,7 +60,7 @@ def failure(wire: Wire, error: BaseException, partial: str, mask: Masker) -> Cal
     """The CallFailed of a call that ended with `error`; `partial` is the text that had come."""
     told = _told(error)
     kind = "cut" if partial else _kind(wire, error, told)
-    text = f"{_where(wire, kind)}: {told}" if told else _where(wire, kind)
+    text = ": ".join(part for part in (_where(wire, kind), _why(wire, told)) if part)
     return CallFailed(
         kind=kind,
         message=clean(text, mask),
@@ -134,11 +139,26 @@ def _where(wire: Wire, kind: ErrorKind) -> str:
         return "the call was not sent"
     if wire.redirected:
         return f"the endpoint sends calls elsewhere (status {wire.status}): give its final address"
+    host = urlsplit(wire.sent[-1].partition(" ")[2]).netloc.rpartition("@")[2]
     if wire.insecure:
-        return "no secure connection"
+        return f"no secure connection to {host}"
     if wire.status is None:
-        return "no connection" if not wire.reached else "the connection ended without an answer"
+        return f"no connection to {host}" if not wire.reached else "the connection ended without an answer"
     return f"status {wire.status}" if wire.status >= 300 else "the answer broke off" if kind == "cut" else "refused"
+
+
+def _why(wire: Wire, told: str) -> str:
+    """What is to be known beside where it failed: below a connection that failed is why, above are empty words."""
+    if wire.redirected:
+        return wire.headers.get("location", "").partition("?")[0]
+    if wire.error is not None and (wire.insecure or not wire.reached):
+        secure = _NOT_SECURE.search(str(wire.error))
+        if secure is not None:
+            return secure[1].strip()
+        for one in _below(wire.error):
+            if isinstance(one, OSError) and one.errno:
+                return (os.strerror(one.errno) if one.errno > 0 else one.strerror or "").lower()
+    return "" if _EMPTY.fullmatch(told) else told
 
 
 def _told(error: BaseException) -> str:
@@ -147,7 +167,8 @@ def _told(error: BaseException) -> str:
     text = _SUFFIX.sub("", str(getattr(said, "message", "") or said)).strip()
     while (shorter := _PREFIX.sub("", text)) != text:
         text = shorter
-    return text
+    stranger = _NO_VENDOR.match(text)
+    return f"there is no vendor `{stranger[1].partition('/')[0]}`" if stranger else text
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

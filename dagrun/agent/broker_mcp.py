@@ -2,11 +2,14 @@
 
 Streamable HTTP: each message is a POST, its answer JSON or a stream of events. Standard library only, one
 thread for each request, whose socket is shut when nobody waits for it any more. Never goes to another
-host than the one it was given. `Servers` is what the broker hands messages to:
+host than the one it was given; whether it may go there is for who gave it. `Servers` is what the broker
+hands messages to:
 
     {"open": KEY, "server", "url", "headers": {…}, "timeout_s"}   → {"tools": […], "notes": […]} | {"lost": "why"}
     {"call": KEY, "tool", "arguments", "room", "timeout_s"}       → {"ok": true, "text": "…"}    | {"lost": "why"}
     {"close": KEY}                                                → {}
+
+A call of a server that lists other tools than it did at first is not made: {"lost": "why", "denied": true}.
 """
 
 from __future__ import annotations
@@ -24,29 +27,12 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dagrun.agent.mcp import MAX_LINE_BYTES, McpLost, McpResult, Message, Session, decoded, digest, encoded
 from dagrun.core.names import Json, format_duration
-from dagrun.core.permissions import Network
-from dagrun.sandbox.netproxy_hosts import AllowList, Malformed, read_authority
 
 T = TypeVar("T")
 MAX_REDIRECTS = 3
 MAX_BODY_BYTES = MAX_LINE_BYTES
 CLOSE_S = 2.0
 _EVENTS = "text/event-stream"
-_PORTS = {"http": 80, "https": 443}
-
-
-def refusal(url: str, network: Network | None) -> str:
-    """Why a node with this network may not have a server at `url` called for it; "" if it may. None: not held."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS or not parts.netloc:
-            return f"{url!r} is no http or https address"
-        wanted = read_authority(parts.netloc.rpartition("@")[2], _PORTS[parts.scheme])
-        if network is None or network == "any" or (network != "none" and AllowList(network).allows(wanted)):
-            return ""
-    except (Malformed, ValueError) as error:
-        return f"{url!r} is no address: {error}"
-    return f"{wanted} is not in the node's permissions.network"
 
 
 # ---------------------------------------------------------------- one server
@@ -54,6 +40,10 @@ def refusal(url: str, network: Network | None) -> str:
 
 class _Gone(McpLost):
     """The server does not know the session any more."""
+
+
+class _Changed(McpLost):
+    """The server lists other tools than it did at first."""
 
 
 class HttpServer:
@@ -83,7 +73,7 @@ class HttpServer:
             raise McpLost("it did not list its tools")
         found = digest(self._session.tools)
         if self._digest and found != self._digest:
-            raise McpLost(f"it lists tools with digest {found}, and {self._digest} at first")
+            raise _Changed(f"it lists tools with digest {found}, and it listed at first {self._digest}")
         self._digest = found
 
     async def call(self, tool: str, arguments: Mapping[str, Json], *, room: int, timeout_s: float) -> McpResult:
@@ -114,7 +104,7 @@ class HttpServer:
                 raise McpLost("it did not answer a call")
             return self._results.pop(number)
         except asyncio.CancelledError:
-            session.give_up(number, "timed out")
+            session.give_up(number, "nobody waits for it any more")
             _behind(self._flush(session))
             raise
 
@@ -358,6 +348,8 @@ class Servers:
         """The answer to one order, see above; never raises for what a server does."""
         try:
             return await self._do(order)
+        except _Changed as changed:
+            return {"lost": str(changed), "denied": True}
         except McpLost as lost:
             return {"lost": str(lost)}
         except TimeoutError:
@@ -367,7 +359,11 @@ class Servers:
         match order:
             case {"open": str(key), "server": str(name), "url": str(url), "headers": dict(headers)}:
                 made = HttpServer(name, url, cast("dict[str, str]", headers))
-                tools, notes = await made.open(cast(float, order.get("timeout_s", 60.0)))
+                try:
+                    tools, notes = await made.open(cast(float, order.get("timeout_s", 60.0)))
+                except (McpLost, TimeoutError, asyncio.CancelledError):
+                    _behind(made.close())
+                    raise
                 self._open[key] = made
                 return {"tools": list(tools), "notes": list(notes)}
             case {"call": str(key), "tool": str(tool), "arguments": dict(arguments), "room": int(room)}:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from dagrun.agent.installed import vendors
 from dagrun.agent.keys import KEYS, WAYS
 from dagrun.agent.prices import Price, PriceTable, Unpriced, load_table, own_price
 from dagrun.agent.router import Route, route
@@ -19,6 +20,7 @@ from dagrun.agent.skills import Found, Place, Skill, discover, find, search_path
 from dagrun.core.agents import agents_of, held_of, offer_of, permitted_offer, tiers_of, wish_of
 from dagrun.core.lattice import meet
 from dagrun.core.permissions import Permissions
+from dagrun.core.plan import near
 from dagrun.core.workflow import Agent, Fault, Node, Provider, Workflow
 from dagrun.errors import EnvironmentFault, InputError, NotFoundError, Problem
 
@@ -122,6 +124,7 @@ def problems(
         others += _rules(workflow, base, needed=fake and bool(mine))
     if mine:
         found += _unrouted(workflow, mine, fake=fake)
+        found += _unused_prices(workflow, mine)
         if prices and not fake:
             found += _price_faults(workflow, mine, priced(workflow, fake=False, table=table))
         found += _Skills(workflow, search_path(base, home), others).faults(mine)
@@ -161,24 +164,54 @@ def _unrouted(workflow: Workflow, mine: list[Asker], *, fake: bool) -> Iterator[
 
 
 def _price_faults(workflow: Workflow, mine: list[Asker], known: Prices) -> Iterator[Fault]:
-    """Models that have no price: a cap would be a fiction."""
+    """Models that have no price: a cap would be a fiction. And those that nobody can call, priced or not."""
     if known.unknown:
         path: Path = ("provider",) if workflow.provider != Provider() else mine[0].path
         message = f"what models cost can't be checked here: {known.unknown}"
         yield Fault(path, "no-prices", message, known.hint, on_key=True, severity="warning")
     told: set[Path] = set()
+    reachable = frozenset() if workflow.provider.base_url else vendors()
     for asker in mine:
         wish = wish_of(workflow, asker.agent, fake=False)
         for model in route_of(workflow, asker.node, asker.agent, fake=False).models:
+            stranger = _stranger(model, reachable)
             bad = known.refused.get(model)
-            if bad is None:
+            if not stranger and bad is None:
                 continue
             place = (*asker.path, "model") if asker.agent.model else asker.path
             if wish in workflow.models:
                 place = ("models", wish, workflow.models[wish].index(model))
             if place not in told:
                 told.add(place)
-                yield Fault(place, "no-price", bad.message, bad.hint)
+                if stranger:
+                    yield Fault(place, "unknown-vendor", *stranger)
+                elif bad is not None:
+                    yield Fault(place, "no-price", bad.message, bad.hint)
+
+
+def _unused_prices(workflow: Workflow, mine: list[Asker]) -> Iterator[Fault]:
+    """Prices of models that nobody is going to ask: with a wrong name a cap is reckoned by other prices."""
+    known = dict.fromkeys(model for tier in workflow.models.values() for model in tier)
+    known |= dict.fromkeys(a.agent.model for a in mine if a.agent.model not in workflow.models)
+    known |= dict.fromkeys(model for tier in tiers_of(workflow).values() for model in tier)
+    for model in workflow.provider.prices:
+        if model not in known:
+            message = f"no agent and no tier asks `{model}`, which has a price here"
+            hint = near(model, known) or "remove it, or write the name as it stands in `models`"
+            yield Fault(("provider", "prices", model), "unused-price", message, hint, on_key=True, severity="warning")
+
+
+def _stranger(model: str, reachable: frozenset[str]) -> tuple[str, str] | None:
+    """(what is wrong, what to write) with a model of a vendor that nobody can call. No vendors: nobody knows."""
+    from difflib import get_close_matches
+
+    vendor = model.partition("/")[0]
+    if not reachable or vendor in reachable:
+        return None
+    meant = get_close_matches(vendor, reachable, n=1, cutoff=0.75)
+    hint = f"did you mean `{meant[0]}`?" if meant else "write one that litellm knows: anthropic, openai, ollama, …"
+    hint += " Or is it a model of your own endpoint? provider: {base_url: …}"
+    return f"`{model}`: there is no vendor `{vendor}`", hint
 
 
 # ---------------------------------------------------------------- rules

@@ -349,9 +349,12 @@ def _kind_of_status(status: int) -> tuple[ErrorKind, int | None]:
 
 def _usage_of(value: Value) -> Usage | Literal["none"]:
     """`none`, or tokens by name."""
-    if isinstance(value, str):
-        return cast(Literal["none"], fields.choice("none")(value))
     names = ("input", "output", "cached", "cache_written", "reasoning")
+    if value == "none":
+        return "none"
+    if not isinstance(value, dict):
+        hint = "write {input: 900, output: 12}, or none"
+        raise fields.wrong(f"tokens by name are wanted here, not {fields.describe(value)}", hint)
     got = _mapping(value, dict.fromkeys(names, lambda v: fields.integer(v, least=0)))
     if got.get("cached", 0) + got.get("cache_written", 0) > got.get("input", 0):
         raise fields.wrong("`cached` and `cache_written` are parts of `input`, and more than it")

@@ -32,9 +32,9 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from typing import TypeAlias, cast
 
+from dagrun.agent.installed import litellm_folder
 from dagrun.agent.keys import ENDPOINT_KEY, broker_environment
 from dagrun.agent.messages import Answer, CallFailed, Request, answer_from_json, request_to_json
 from dagrun.core.names import Json
@@ -297,25 +297,11 @@ class Live:
             self.pid = 0
 
 
-def is_installed() -> bool:
-    """Whether there is a litellm for a broker (the extra `llm`): looked for, not imported."""
-    return _litellm_folder() is not None
-
-
-def _litellm_folder() -> str | None:
-    """The folder that litellm is in; never that which dagrun was started in, which may hold a module of any name."""
-    try:
-        here = os.getcwd()
-    except OSError:
-        here = ""  # it was removed
-    found = PathFinder.find_spec("litellm", [path for path in sys.path if path and os.path.abspath(path) != here])
-    return None if found is None or not found.origin else os.path.dirname(os.path.dirname(found.origin))
-
-
 def _folders(*, models: bool) -> list[str]:
     """Where the broker finds what its Python does not find alone: litellm, and dagrun itself."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [folder for folder in (_litellm_folder() if models else None, root) if folder is not None]
+    package = litellm_folder() if models else None
+    return [root] if package is None else [os.path.dirname(package), root]
 
 
 def _without_keys(environ: Mapping[str, str]) -> dict[str, str]:

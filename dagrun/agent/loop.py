@@ -147,7 +147,7 @@ def _answered(task: Task, state: State, event: Answered) -> State:
     """A reply becomes a turn or the end; an error is the end."""
     answer = event.answer
     if isinstance(answer, CallFailed):
-        return replace(state, ended=_failed(answer))
+        return replace(state, ended=_failed(state, answer))
     before = state.tokens
     state = replace(
         state,
@@ -213,11 +213,11 @@ def _unaffordable(state: State, reason: str) -> Finish:
     return Finish(outcome=Outcome.OVER_BUDGET, text=_said(state), error=reason, rejected=state.rejected)
 
 
-def _failed(answer: CallFailed) -> Finish:
+def _failed(state: State, answer: CallFailed) -> Finish:
     outcome = Outcome.OVER_BUDGET if answer.kind == "unbounded" else Outcome.FAILED
     return Finish(
         outcome=outcome,
-        text=answer.partial,
+        text=answer.partial or _said(state),
         error=f"the model call failed ({answer.kind}): {answer.message}",
         kind=answer.kind,
         transient=answer.kind in TRANSIENT,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from math import isfinite
 from typing import Literal, TypeAlias, cast
 
 from dagrun import __version__
@@ -24,6 +25,7 @@ MAX_PAGES = 100
 MAX_TOOLS = 500
 MAX_DEFINITIONS_BYTES = 1 << 20
 MAX_DESCRIPTION_CHARS = 16_384
+MAX_DEPTH = 100
 MAX_WORDS = 300  # characters of a server's own words in an error
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)  # what models take as the name of a tool
 _NO_METHOD = -32601
@@ -167,7 +169,10 @@ class Session:
 
     def _asked(self, message: Message) -> None:
         """The server asks: a ping is answered, all else refused."""
-        answer: Message = {"jsonrpc": "2.0", "id": message["id"]}
+        number = message["id"]
+        if type(number) is not int and not (isinstance(number, str) and len(number) <= MAX_WORDS):
+            raise McpLost("it asked something with no id that could be answered")
+        answer: Message = {"jsonrpc": "2.0", "id": number}
         if message["method"] == "ping":
             answer["result"] = {}
         else:
@@ -253,6 +258,8 @@ def definitions(
         parameters: Json = {"type": "object", **schema}
         made[ours] = {"type": "function", "function": {"name": ours, "description": words, "parameters": parameters}}
     found = tuple(made[name] for name in sorted(made))
+    if is_deep(list(found)):
+        raise McpLost(f"its tools are described more than {MAX_DEPTH} deep")
     if len(_canonical(found)) > MAX_DEFINITIONS_BYTES:
         raise McpLost(f"its tools are described in more than {MAX_DEFINITIONS_BYTES:,} bytes")
     return found, names, notes
@@ -280,6 +287,8 @@ def _result(number: int, message: Message, room: int) -> McpResult:
         raise McpLost("it said something that is no result")
     text = "\n".join(_part(part) for part in content)
     if not content and result.get("structuredContent") is not None:
+        if is_deep(result["structuredContent"]):
+            raise McpLost(f"it gave a value that is nested more than {MAX_DEPTH} deep")
         text = json.dumps(result["structuredContent"], sort_keys=True, ensure_ascii=False)
     return McpResult(number, result.get("isError") is not True, capped(text or "(no output)", room))
 
@@ -326,8 +335,29 @@ def encoded(message: Message) -> bytes:
 
 
 def decoded(data: bytes) -> Json:
-    """One message from bytes. Raises McpLost."""
+    """One message from bytes, its numbers finite. Raises McpLost."""
     try:
-        return cast(Json, json.loads(data))
+        return cast(Json, json.loads(data, parse_constant=_finite, parse_float=_finite))
     except (ValueError, RecursionError):
         raise McpLost("it said something that is no JSON") from None
+
+
+def _finite(text: str) -> float:
+    made = float(text)
+    if not isfinite(made):
+        raise ValueError(f"{text} is no number")
+    return made
+
+
+def is_deep(value: Json) -> bool:
+    """Whether a value is nested deeper than whoever goes through it later could follow."""
+    level: list[Json] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for one in level for inner in _inside(one)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Json) -> Iterable[Json]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TypeAlias, cast
 
+from dagrun.agent.installed import litellm_folder
 from dagrun.agent.messages import Usage
 from dagrun.core.budget import Rates, nano, rate_of, whole
 from dagrun.core.names import Json
@@ -333,12 +334,9 @@ def load_table(path: str | None = None) -> PriceTable:
 
 
 def _installed() -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec("litellm")
-    for folder in (spec.submodule_search_locations if spec else None) or ():
-        if (Path(folder) / TABLE_FILE).is_file():
-            return Path(folder) / TABLE_FILE
+    folder = litellm_folder()
+    if folder is not None:
+        return Path(folder) / TABLE_FILE
     raise EnvironmentFault(
         "there is no price table: litellm is not installed",
         hint="pip install 'dagrun[llm]', or give prices under `provider: {prices: …}`",

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from dagrun.agent.beneath import Roots, ToolError, is_below
+from dagrun.agent.beneath import Roots, ToolError, is_below, path_of
 from dagrun.agent.filetools import text, whole
 
 MAX_FILE_BYTES = 20 << 20
@@ -52,6 +52,7 @@ def walk(roots: Roots, where: str) -> Iterator[Found]:
         if stat.S_ISREG(found.st_mode):
             yield Found(start, top, "")
             return
+        absolute = path_of(top)  # a link may have led elsewhere: what is denied there is denied
         for path, directories, names, fd in os.fwalk(".", dir_fd=top, follow_symlinks=False):
             prefix = "" if path == "." else path[2:] + "/"
             here = f"{absolute}/{prefix}"

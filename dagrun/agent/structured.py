@@ -11,8 +11,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from dagrun.agent.timebox import OutOfTime, within
 from dagrun.core.names import Json
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ MAX_ANSWER = 2 << 20  # characters
 MAX_TRIES = 100  # brackets that may begin something else before the value
 MAX_ERRORS = 8
 MAX_DEPTH = 100
+MAX_LOOKED_AT = 1000  # errors; an answer can have one in each of a million places
+CHECK_S = 2.0  # of the processor, for one answer: a pattern can take for ever
 _SHORT = 160
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9]*)[ \t]*\r?\n(.*?)^[ \t]*```[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 
@@ -83,12 +87,12 @@ def parse(text: str) -> Json:
     if not text:
         raise NoJson("there is no answer")
     try:
-        return _loads(text)
+        return strict(text)
     except NoJson as error:
         whole = error
     fence = _FENCE.search(text)
     if fence is not None and (fence[1].lower() == "json" or fence[2].lstrip()[:1] in ("{", "[")):
-        return _loads(fence[2].strip())
+        return strict(fence[2].strip())
     return _first(text, whole)
 
 
@@ -106,7 +110,7 @@ def _first(text: str, whole: NoJson) -> Json:
         if end is None:
             raise NoJson("a bracket of the JSON value is never closed")
         try:
-            return _loads(text[begin.start() : end])
+            return strict(text[begin.start() : end])
         except NoJson as error:
             wrong, at = error, end
     raise wrong
@@ -130,7 +134,7 @@ def _end(text: str, start: int) -> int | None:
     return None
 
 
-def _loads(text: str) -> Json:
+def strict(text: str) -> Json:
     """The JSON value that a text is, strictly: keys once, numbers finite, whole characters. Raises NoJson."""
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise NoJson(f"the value is nested more than {MAX_DEPTH} deep")
@@ -191,14 +195,19 @@ def violations(value: Json, schema: Json) -> tuple[str, ...]:
     cls = validators.validator_for(schema, default=validators.Draft202012Validator)
     try:
         cls.check_schema(schema)  # type: ignore[arg-type]  # its stub knows no booleans
-        found = list(cls(schema, registry=Registry()).iter_errors(value))
+        errors = cls(schema, registry=Registry()).iter_errors(value)
+        lines = within(CHECK_S, lambda: [line for error in islice(errors, MAX_LOOKED_AT) for line in _lines(error)])
     except (exceptions.SchemaError, exceptions.UnknownType, Unresolvable, re.error) as bad:
         return (f".: the schema can't be used: {_cut(str(bad).splitlines()[0], _SHORT)}",)
     except RecursionError:
         return (".: the schema or the value is nested too deep",)
-    lines = list(dict.fromkeys(line for error in found for line in _lines(error)))
-    more = [f"and {len(lines) - MAX_ERRORS} more"] if len(lines) > MAX_ERRORS else []
-    return (*sorted(lines)[:MAX_ERRORS], *more)
+    except OutOfTime:
+        return (".: it takes too long to hold this value to its schema",)
+    except ArithmeticError:  # `multipleOf` of a whole number that no float can be
+        return (".: a number is too large for its schema",)
+    unique = sorted(set(lines))
+    more = [f"and {len(unique) - MAX_ERRORS} more"] if len(unique) > MAX_ERRORS else []
+    return (*unique[:MAX_ERRORS], *more)
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -49,7 +49,7 @@ def serve(calls: BinaryIO, results: BinaryIO) -> int:
     while line := calls.readline(MAX_CALL_BYTES + 1):
         try:
             call = json.loads(line) if len(line) <= MAX_CALL_BYTES else None
-        except ValueError:
+        except (ValueError, RecursionError):
             call = None
         if not isinstance(call, dict):
             return 2

@@ -117,10 +117,10 @@ class Conversation:
     def _result(self, line: bytes) -> ToolResult | None:
         try:
             made = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             made = None
         match made:
-            case {"ready": 1}:
+            case {"ready": 1} if not self.ready:
                 self.ready = True
                 return None
             case {"unfit": str(version)} if not self.ready:

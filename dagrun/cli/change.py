@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dagrun.core.workflow import Fault
     from dagrun.engine.submit import Submitted
     from dagrun.store.rundir import RunDir
+    from dagrun.view.preview import Change
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +118,7 @@ def _show(settings: Settings, run: RunDir, state: RunState, verdict: Verdict, wi
     from dagrun.view.preview import change_of, preview_json, preview_text
     from dagrun.view.text import clean
 
-    change = change_of(state, verdict)
+    change = _priced(state, change_of(state, verdict))
     if settings.json:
         if wish.dry_run:
             emit_json({"run_id": run.id, **preview_json(change), "notes": list(wish.notes)})
@@ -132,6 +133,26 @@ def _show(settings: Settings, run: RunDir, state: RunState, verdict: Verdict, wi
     text = preview_text(change, head, look_for(settings, stream))
     text = "\n".join([text, *(f"  {clean(note)}" for note in wish.notes)])
     (emit if wish.dry_run else say)(text)
+
+
+def _priced(state: RunState, change: Change) -> Change:
+    """The change, with what the agents that come or run again can cost."""
+    event = change.event
+    nodes = change.after.workflow.nodes
+    begins = {n for n in (*event.nodes, *event.reset) if n in nodes and nodes[n].agent is not None}
+    if not begins:
+        return change
+    from dagrun.cli.plan import worst_costs_of
+    from dagrun.core.spending import RUN
+    from dagrun.view.preview import Cost
+
+    total = worst_costs_of(change.after.workflow)
+    costs = [worst.at_most for worst in total.agents if worst.of in begins] if total else []
+    worst = None if None in costs else sum(cost for cost in costs if cost is not None)
+    left = total.cap if total else None
+    if state.ledger is not None and left is not None:
+        left = max(0, left - state.ledger.spent(RUN) - state.ledger.held(RUN))
+    return replace(change, cost=Cost(worst, left))
 
 
 def _consent(settings: Settings, run: RunDir, wish: Wish) -> None:

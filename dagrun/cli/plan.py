@@ -147,7 +147,7 @@ def show_plan(
     room = make_room(plan.workflow, Options(project=os.getcwd(), parallel=parallel)).parallel
     known = past_durations(plan.workflow.name)
     timed = compile_plan(plan.workflow, plan.revision, known) if known else plan
-    costs = _costs(plan.workflow)
+    costs = worst_costs_of(plan.workflow)
     if form == "json":
         made = plan_json(timed, room_parallel=room, params=params, estimates=known)
         emit_json({**made, "not_selected": left_out, "cost": cost_json(costs) if costs else None})
@@ -161,7 +161,7 @@ def show_plan(
         emit(f"left    {left_out} node{'' if left_out == 1 else 's'} not selected")
 
 
-def _costs(workflow: Workflow) -> Total | None:
+def worst_costs_of(workflow: Workflow) -> Total | None:
     """What the agents of a workflow can cost at most; None where it has none."""
     from dagrun.core.agents import has_agents
 

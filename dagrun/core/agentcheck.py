@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dagrun.core.agents import agents_of, held_of, offer_of, permitted_offer, tiers_of
 from dagrun.core.grants import Host, call_of, common_calls, common_hosts, common_models, host_of
 from dagrun.core.names import NodeId
-from dagrun.core.permissions import Effective
+from dagrun.core.permissions import Effective, Permissions
 from dagrun.core.plan import near
 from dagrun.core.workflow import Agent, Fault, Node, Workflow
 
@@ -31,12 +31,16 @@ def agent_faults(workflow: Workflow, node: Node, at: Place) -> Iterator[Fault]:
         yield from _model_faults(workflow, node, agent, place)
         yield from _tool_faults(workflow, node, agent, place)
         yield from _server_faults(workflow, node, agent, place)
+    if node.permissions is not None:
+        yield from _no_tiers(workflow, node.permissions, (*at, "permissions"))
     if node.group:
         yield from _group_faults(workflow, node, at)
 
 
 def workflow_faults(workflow: Workflow) -> Iterator[Fault]:
-    """What is wrong with the servers that a workflow declares, whether an agent uses them or not."""
+    """What is wrong with the servers and models that a workflow declares, whether an agent uses them or not."""
+    if workflow.permissions is not None:
+        yield from _no_tiers(workflow, workflow.permissions, ("permissions",))
     for name, server in workflow.mcp_servers.items():
         at: Place = ("mcp_servers", name)
         places: list[tuple[Place, str]] = [((*at, "secrets", k), secret) for k, secret in enumerate(server.secrets)]
@@ -87,6 +91,14 @@ def _model_faults(workflow: Workflow, node: Node, agent: Agent, at: Place) -> It
         message = f"`{node.id}` asks for {said}, but its permissions allow only {_listed(allowed)}"
         hint = "write one of those, or widen permissions.models" if allowed else "widen permissions.models"
         yield Fault(place, "beyond-permissions", message, hint, on_key=place == at)
+
+
+def _no_tiers(workflow: Workflow, declared: Permissions, at: Place) -> Iterator[Fault]:
+    """Models that are permitted by a name that nothing has: one without a vendor is a tier."""
+    for k, name in enumerate(declared.models or ()):
+        if workflow.models and "/" not in name and name != "*" and name not in workflow.models:
+            hint = near(name, workflow.models) or f"there are {', '.join(workflow.models)}, VENDOR/MODEL and VENDOR/*"
+            yield Fault((*at, "models", k), "unknown-tier", f"there is no tier `{name}`", hint, severity="warning")
 
 
 def _permitted(model: str, wish: str, tiers: object, allowed: tuple[str, ...]) -> bool:

@@ -47,7 +47,7 @@ def answer_schema(node: Node) -> Json:
 
     None: any text will do, and it is the output `text`.
     """
-    if node.output_schema is None and node.outputs == TEXT_OUTPUT:
+    if node.output_schema is None and (not node.outputs or node.outputs == TEXT_OUTPUT):
         return None
     schema = node.output_schema if isinstance(node.output_schema, dict) else {}
     held, needed = schema.get("properties"), schema.get("required")

@@ -22,9 +22,11 @@ class _Place(NamedTuple):
     contexts: frozenset[str]
     status_functions: bool = False
     secrets: bool = False
+    declared: bool = False  # of variables only those that the node declares
 
 
 _TEXT = _Place(frozenset({"params", "inputs", "env", "run"}))
+_PROMPT = _Place(frozenset({"params", "inputs", "env", "run"}), declared=True)
 _VARIABLE = _Place(frozenset({"params", "inputs", "env", "run"}), secrets=True)
 _VALUE = _Place(frozenset({"params", "env", "run"}))
 _BARE_INPUT = _Place(frozenset({"params", "nodes"}))
@@ -67,7 +69,7 @@ def check_node(workflow: Workflow, node: Node, faults: list[Fault]) -> None:
     if node.run:
         _check_run(workflow, node, faults)
     if node.agent is not None:
-        _check_text(workflow, node, node.agent.prompt, ("nodes", node.id, "agent", "prompt"), _TEXT, faults)
+        _check_text(workflow, node, node.agent.prompt, ("nodes", node.id, "agent", "prompt"), _PROMPT, faults)
     if node.agent is not None or (node.on_failure is not None and node.on_failure.replanner is not None):
         faults.extend(agent_faults(workflow, node, ("nodes", node.id)))
     if node.review is not None:
@@ -291,6 +293,9 @@ def _reference_fault(
     if root == "env" and node is not None and name in node.secrets and not place.secrets:
         # arguments, folders and questions are seen by others
         return f"`{name}` is a secret: only `env` and `if` may read it", f'the command has it as a variable: "${name}"'
+    if root == "env" and node is not None and place.declared and name not in node.env:
+        hint = near(name, node.env) or f'declare it: env: {{{name}: …}}'
+        return f"`{dotted}` can't be read here: a prompt reads only variables that its node declares", hint
     if root == "nodes":
         return _node_reference_fault(workflow, node, path, place)
     return None

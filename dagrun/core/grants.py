@@ -97,6 +97,8 @@ def tool_fault(text: str) -> tuple[str, str] | None:
         if found or not _MCP.fullmatch(tool):
             return f"`{text}` is no tool of an MCP server", "write mcp__SERVER__TOOL, or mcp__SERVER__* for all of them"
         return None
+    if found is None and "(" in text:
+        return f"`{text}` has no `)` at its end", f"write {text})"
     if tool not in TOOLS:
         return f"there is no tool `{tool}`", _near_tool(tool)
     if found is None:
@@ -107,8 +109,14 @@ def tool_fault(text: str) -> tuple[str, str] | None:
 
 
 def _near_tool(tool: str) -> str:
-    same = [known for known in TOOLS if known.lower() == tool.strip().lower()]
-    return f"write {same[0]}" if same else f"there are {', '.join(TOOLS)}, and mcp__SERVER__TOOL"
+    from difflib import get_close_matches
+
+    names = {known.lower(): known for known in TOOLS}
+    same = names.get(tool.strip().lower())
+    if same:
+        return f"write {same}"
+    found = get_close_matches(tool.strip().lower(), names, n=1, cutoff=0.6)
+    return f"did you mean `{names[found[0]]}`?" if found else f"there are {', '.join(TOOLS)}, and mcp__SERVER__TOOL"
 
 
 def _bash_fault(inner: str) -> tuple[str, str] | None:

@@ -259,4 +259,4 @@ def dollars(nano: int) -> str:
     """An amount in nano-dollars as text, to the last digit."""
     whole, rest = divmod(nano, 10**9)
     cents = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{whole}.{cents} USD"
+    return f"${whole}.{cents}"

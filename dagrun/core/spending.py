@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 from dagrun.core.budget import Closed, Entry, Ledger, Scope
 from dagrun.core.event import CallEnded, CallReserved, ToolEnded
-from dagrun.core.lattice import effective
 from dagrun.core.names import NodeId
 from dagrun.core.state import RunState
 
@@ -88,12 +87,12 @@ def _line(state: RunState, node: NodeId) -> Iterator[NodeId]:
 
 
 def _own_cap(state: RunState, name: NodeId) -> int | None:
-    """What a node may cost, with what its run permits; None: no scope says anything."""
+    """What a node may cost by its own word; None: only the scopes around it bind."""
     i = state.plan.index.get(name)
     if i is None:
         return None
-    node = state.plan.nodes[i]
-    return effective(state.plan.workflow.permissions, node.permissions, node.isolation).cost_budget
+    declared = state.plan.nodes[i].permissions
+    return declared.cost_budget if declared is not None else None
 
 
 # ---------------------------------------------------------------- folding

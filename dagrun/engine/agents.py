@@ -144,12 +144,14 @@ class Agents:
     def close(self) -> None:
         """The session is over: nothing is running."""
         self._caller.close()
+        self._tools.close()
 
     # ------------------------------------------------------------ under the journal's lock
 
     def step(self, now: float, fold: Callable[[Event], None]) -> None:
         """Take in what came and go on. Raises ReplayMiss and EnvironmentFault."""
         self._due |= dict.fromkeys(self._caller.collect(now, fold))
+        self._tools.collect()
         for talk in self._talks.values():
             if any((moment := seat.next_due()) is not None and moment <= now for seat in talk.seats):
                 self._due[talk.node] = None

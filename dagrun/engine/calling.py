@@ -27,7 +27,7 @@ from dagrun.core.state import RunState
 from dagrun.engine import providers
 from dagrun.engine.bench import Workbench
 from dagrun.engine.providers import Asked, Source
-from dagrun.engine.talk import Asking, Talk, left_s, log_failure, log_reply, reasons_json
+from dagrun.engine.talk import Asking, Talk, left_s, log_failure, log_reply, log_results, reasons_json
 from dagrun.engine.timers import Timers
 
 CALL_SHARE = 0.6  # of what is left of an attempt's time, so that a call that hangs leaves some for another
@@ -91,7 +91,9 @@ class Caller:
         talk.waits = ""
         if isinstance(answer, Reply):
             talk.asking = None
-            talk.state = step(talk.begin.task, talk.state, self._event(talk, answer, asking.request.max_tokens, now))
+            before = talk.state
+            talk.state = step(talk.begin.task, before, self._event(talk, answer, asking.request.max_tokens, now))
+            log_results(talk, before)
             return
         log_failure(talk, asking.choice.model, answer)
         model, after_s = asking.choice.model, answer.retry_after_s
@@ -158,17 +160,17 @@ class Caller:
         decision = choose(talk.begin.prices, ask, room, asking.failures, patience_s=patience_s)
         match decision:
             case GaveUp():
-                asking.reasons += decision.reasons
+                asking.learn(decision.reasons)
                 self._gave_up(talk, asking, now)
             case OverBudget():
-                asking.reasons += decision.reasons
+                asking.learn(decision.reasons)
                 self._wait_for_money(talk, scopes, decision.wanted, now)
             case Choice() if decision.delay_s > asking.waited_s:
                 self._delay(talk, asking, decision, now)
             case Choice() if decision.max_tokens < due.least_tokens or (_is_cut(decision) and self._is_held(scopes)):
                 self._wait_for_money(talk, scopes, decision.reserve, now)
             case Choice():
-                asking.reasons += [r for r in decision.reasons if r not in asking.reasons]
+                asking.learn(decision.reasons)
                 self._reserve(talk, asking, decision, scopes, fold)
 
     def _bound(self, asking: Asking) -> int:
@@ -218,6 +220,8 @@ class Caller:
             last = CallFailed(kind="bad_request", message=f"no model can be asked: {why or 'none is permitted'}")
         elif len(asking.failures) > 1:
             last = replace(last, message=f"{last.message} (after {len(asking.failures)} tries: {why})")
+        elif more := [reason.text for reason in asking.reasons if reason.code != last.kind]:
+            last = replace(last, message=f"{last.message} ({'; '.join(more)})")
         talk.asking = None
         talk.state = step(talk.begin.task, talk.state, self._event(talk, last, None, now))
 
@@ -270,7 +274,9 @@ class Caller:
         )
         log_reply(talk, reply, 0, reused=found.origin)
         talk.asking = None
-        talk.state = step(talk.begin.task, talk.state, self._event(talk, reply, request.max_tokens, now))
+        before = talk.state
+        talk.state = step(talk.begin.task, before, self._event(talk, reply, request.max_tokens, now))
+        log_results(talk, before)
         return True
 
     def wind_up(self, talk: Talk, now: float, fold: Fold) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import islice
 
+from dagrun.agent.timebox import OutOfTime, within
 from dagrun.core.names import Json
 
 MAX_SHOWN = 5
+MAX_LOOKED_AT = 1000  # of what is wrong; a value can be so in a million places
+CHECK_S = 2.0  # of the processor: a pattern can take for ever
 
 
 def violations(value: Json, schema: Json, clean: Callable[[str], str] = str) -> list[str]:
@@ -26,11 +30,16 @@ def violations(value: Json, schema: Json, clean: Callable[[str], str] = str) -> 
     try:
         cls.check_schema(schema)  # type: ignore[arg-type]  # its stub knows no booleans
         errors = cls(schema, registry=Registry()).iter_errors(value)
-        found = sorted(errors, key=lambda e: list(map(str, e.absolute_path)))
+        first = within(CHECK_S, lambda: list(islice(errors, MAX_LOOKED_AT)))
+        found = sorted(first, key=lambda e: list(map(str, e.absolute_path)))
     except (exceptions.SchemaError, exceptions.UnknownType, Unresolvable, re.error) as bad:
         return [f"the schema can't be used: {str(bad).splitlines()[0][:200]}"]
     except RecursionError:
         return ["the schema can't be used: it refers to itself without end"]
+    except OutOfTime:
+        return ["it takes too long to hold this value to its schema"]
+    except ArithmeticError:  # `multipleOf` of a whole number that no float can be
+        return ["a number is too large for the schema"]
     out = []
     for error in found[:MAX_SHOWN]:
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path) or "."

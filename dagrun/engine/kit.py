@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dagrun.agent.fake import load
+from dagrun.agent.installed import litellm_folder
 from dagrun.agent.keys import key_values, missing
 from dagrun.agent.router import route
 from dagrun.core.agents import held_of, tiers_of, wish_of
@@ -20,8 +21,8 @@ from dagrun.errors import EnvironmentFault, UsageError
 if TYPE_CHECKING:
     from dagrun.agent.messages import Message
     from dagrun.core.names import NodeId
-    from dagrun.store.rundir import RunDir
     from dagrun.engine.replaying import Replayer
+    from dagrun.store.rundir import RunDir
 
 
 def agent_nodes(workflow: Workflow, nodes: Iterable[Node] | None = None) -> Iterator[Node]:
@@ -65,9 +66,7 @@ def check_agents(workflow: Workflow, nodes: Iterable[Node], environ: Mapping[str
     mine = list(agent_nodes(workflow, nodes))
     if not mine or provider.kind == "fake":
         return
-    from importlib.util import find_spec
-
-    if find_spec("litellm") is None:
+    if litellm_folder() is None:
         raise EnvironmentFault(
             "this workflow asks models, and litellm is not installed, so nothing was started",
             hint="pip install 'dagrun[llm]'",
@@ -81,7 +80,7 @@ def check_agents(workflow: Workflow, nodes: Iterable[Node], environ: Mapping[str
         first = next(iter(lacking)).split(" and ")[0]
         raise EnvironmentFault(
             "\n  ".join(["keys of models are missing, so nothing was started", *lines]),
-            hint=f"export {first}=…, or try it without a key: --provider fake",
+            hint=f"export {first}=…" + (", or try it without a key: --provider fake" if provider.rules else ""),
         )
 
 

@@ -54,6 +54,15 @@ def server_command(bench: Workbench, node: Node, number: int, worker: Command, n
     return replace(worker, argv=server.command, env=env, spec=spec, folder=folder, agent=None)
 
 
+def listing_fault(server: McpServer, first: str, found: str) -> str:
+    """Why tools with the digest `found` are not those of a server; "" if they are. `first`: its digest before."""
+    wanted = server.digest or first
+    if not wanted or wanted.removeprefix("sha256:") == found:
+        return ""
+    whose = "the workflow pins" if server.digest else "it listed at first"
+    return f"it lists tools with digest {found}, and {whose} {wanted}"
+
+
 @dataclass(slots=True)
 class _Call:
     number: int
@@ -187,10 +196,10 @@ class McpSeat(Piped):
         """Its tools are known: are they those that are pinned, and those of the first time?"""
         self._due = None
         tools = self._session.tools or ()
-        found, wanted = digest(tools), self._server.digest or self.digest
-        if wanted and wanted.removeprefix("sha256:") != found:
-            whose = "the workflow pins" if self._server.digest else "it listed at first"
-            text = f"mcp server `{self.name}` lists tools with digest {found}, and {whose} {wanted}"
+        found = digest(tools)
+        why = listing_fault(self._server, self.digest, found)
+        if why:
+            text = f"mcp server `{self.name}`: {why}"
             self._break(Broken(Outcome.DENIED, text))
             return text
         self.listed, self.digest = tools, found

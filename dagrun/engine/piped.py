@@ -32,6 +32,7 @@ CLOSED_GRACE_S = 10.0  # from the end of its output to its own end: an engine of
 BUSY_PAUSE_S = 0.1  # doubles up to BUSY_PAUSE_MOST_S
 BUSY_PAUSE_MOST_S = 5.0
 BUSY_PATIENCE_S = 60.0
+MAX_UNSENT_BYTES = 64 << 20  # more than any call with its source has: what it does not read is not kept for ever
 _READ_BYTES = 1 << 18
 _TAIL_BYTES = 4096
 
@@ -208,6 +209,8 @@ class Piped(ABC):
         """Write when there is room for it."""
         self._unsent += data
         self._flush()
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            self._lose("it does not read what it is told")
 
     def _flush(self) -> None:
         if self._stdin < 0:

@@ -6,18 +6,18 @@ for each call that was not cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from dagrun.agent.messages import Answer, CallFailed, Reply, Request
-from dagrun.core.names import Json, NodeId
+from dagrun.core.names import Json, NodeId, format_duration
 from dagrun.errors import InputError
 
 if TYPE_CHECKING:
     from dagrun.agent.fake import FakeProvider
-    from dagrun.agent.live import Live
+    from dagrun.agent.live import Heard, Live
     from dagrun.agent.messages import Message, ToolCall
     from dagrun.agent.prices import Price
     from dagrun.agent.prompt import ToolOutput
@@ -54,7 +54,7 @@ News: TypeAlias = Answered | Said
 
 
 class Never:
-    """What a tool gives that was cut short when it was recorded: its result never comes."""
+    """What a tool or a server gives that was cut short when it was recorded: its result never comes."""
 
 
 class Source(Protocol):
@@ -95,8 +95,8 @@ class Source(Protocol):
         """The result of a tool call, where it is not to be run. Raises ReplayMiss."""
         ...
 
-    def listed(self, node: NodeId, attempt: int, server: str) -> tuple[str, list[Json]] | None:
-        """What an MCP server lists, with its digest, where it is not to be started."""
+    def listed(self, node: NodeId, attempt: int, server: str) -> tuple[str, list[Json]] | Never | None:
+        """What an MCP server lists, with its digest, where it is not to be started; Never: nothing, and the end."""
         ...
 
     def close(self) -> None:
@@ -130,7 +130,8 @@ class FakeSource:
             told = "; ".join(f"{p.message} ({p.hint})" for p in error.problems)
             answer = CallFailed(kind="bad_request", message=told)
         if latency_s > timeout_s:
-            latency_s, answer = timeout_s, CallFailed(kind="timeout", message=f"no answer within {timeout_s:g} s")
+            late = f"no answer within {format_duration(timeout_s)}"
+            latency_s, answer = timeout_s, CallFailed(kind="timeout", message=late)
         heappush(self._coming, (now + latency_s, key, answer))
         self._asked[key] = now
         return latency_s
@@ -193,39 +194,46 @@ class Kit:
 
 
 class LiveSource:
-    """Real models, by way of a broker process that is started at the first call."""
+    """Real models, by way of a broker process that is started at the first call.
+
+    `live` is that broker; what it says of MCP servers goes to `servers`.
+    """
 
     name = "live"
     costs = True
 
     def __init__(self, live: Live) -> None:
-        self._live = live
+        self.live = live
+        self.servers: Callable[[Sequence[Heard]], None] | None = None
         self._cancelled: set[int] = set()
 
     def ask(self, key: int, asked: Asked, request: Request, timeout_s: float, now: float) -> float | None:
         """Send it to the broker."""
-        self._live.ask(key, request, timeout_s)
+        self.live.ask(key, request, timeout_s)
         return None
 
     def cancel(self, key: int) -> None:
         """End a call; its answer, which still comes, is nobody's."""
         self._cancelled.add(key)
-        self._live.cancel(key)
+        self.live.cancel(key)
 
     def collect(self, now: float) -> list[News]:
         """What the broker said."""
         from dagrun.agent.live import AnsweredCall
-        from dagrun.agent.live import Said as Heard
+        from dagrun.agent.live import Said as Spoken
 
         found: list[News] = []
-        for news in self._live.feed():
+        heard = self.live.feed()
+        if self.servers is not None:
+            self.servers(heard)
+        for news in heard:
             match news:
                 case AnsweredCall(key, answer):
                     if key in self._cancelled:
                         self._cancelled.discard(key)
                     else:
                         found.append(Answered(key, answer))
-                case Heard(key, text):
+                case Spoken(key, text):
                     found.append(Said(key, text))
                 case _:
                     pass
@@ -233,12 +241,12 @@ class LiveSource:
 
     def fileno(self) -> int:
         """The broker's socket; -1 before the first call."""
-        return self._live.fileno()
+        return self.live.fileno()
 
     @property
     def wants_write(self) -> bool:
         """Whether something waits to be sent."""
-        return self._live.wants_write
+        return self.live.wants_write
 
     def tool(self, node: NodeId, call: ToolCall) -> ToolOutput | None:
         """Tools are run."""
@@ -250,4 +258,4 @@ class LiveSource:
 
     def close(self) -> None:
         """End the broker."""
-        self._live.close()
+        self.live.close()

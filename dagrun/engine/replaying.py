@@ -133,14 +133,17 @@ class Replayer:
                     found.setdefault(price.model, price)
         return found
 
-    def listed(self, node: NodeId, number: int, server: str) -> tuple[str, list[Json]] | None:
-        """(digest, definitions) that an MCP server gave an attempt; None where it gave none."""
+    def listed(self, node: NodeId, number: int, server: str) -> tuple[str, list[Json]] | Never | None:
+        """(digest, definitions) that an MCP server gave an attempt; Never where it gave none, None with tools run."""
         trial = None if self.run_tools else self._trial(node, number)
-        for _, _, event in trial.deeds if trial is not None else ():
+        if trial is None:
+            return None
+        for _, _, event in trial.deeds:
             if isinstance(event, ToolsListed) and event.server == server:
                 where = f"{self._record.name}, node {node}, tools of {server}"
                 return event.digest, cast("list[Json]", read(self._record, event.tools, where) or [])
-        return None
+        self._end_it(node)
+        return Never()
 
     # ------------------------------------------------------------ attempts
 

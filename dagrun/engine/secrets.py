@@ -141,8 +141,9 @@ def _fetched(workflow: Workflow, project: str, environ: Mapping[str, str]) -> tu
 
 
 def named(workflow: Workflow) -> frozenset[str]:
-    """The secrets that nodes, templates and inline fallbacks name."""
-    return frozenset(_named([*workflow.nodes.values(), *workflow.templates.values()]))
+    """The secrets that nodes, templates and inline fallbacks name, and the MCP servers that their agents do."""
+    nodes = [*workflow.nodes.values(), *workflow.templates.values()]
+    return frozenset([*_named(nodes), *(_of_servers(workflow, nodes) if workflow.mcp_servers else ())])
 
 
 def _named(nodes: Iterable[Node]) -> Iterator[str]:
@@ -151,6 +152,16 @@ def _named(nodes: Iterable[Node]) -> Iterator[str]:
         yield from node.secret_files
         if node.on_failure is not None and node.on_failure.fallback_node is not None:
             yield from _named([node.on_failure.fallback_node])
+
+
+def _of_servers(workflow: Workflow, nodes: Iterable[Node]) -> Iterator[str]:
+    from dagrun.core.agents import agents_of
+
+    for name in {name for node in nodes for _, agent, _ in agents_of(node) for name in agent.mcp}:
+        server = workflow.mcp_servers.get(name)
+        if server is not None:
+            yield from server.secrets
+            yield from server.headers.values()
 
 
 def masker(values: Mapping[str, str]) -> Masker:

@@ -340,6 +340,10 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         workflow = state.plan.workflow
         held = hold(workflow, _still_to_run(state), options.accept_missing)
         project = state.created.project if os.path.isdir(state.created.project) else options.project
+        if has_agents(workflow):
+            from dagrun.engine.kit import check_agents
+
+            check_agents(workflow, _still_to_run(state), os.environ)
         secrets = resolve(workflow, project, os.environ)
         room = make_room(workflow, options)
         _check_room(workflow, room)

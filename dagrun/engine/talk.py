@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -24,6 +24,7 @@ from dagrun.engine.briefing import Begin
 from dagrun.sandbox.logpool import Slot
 
 if TYPE_CHECKING:
+    from dagrun.engine.mcpremote import Remote
     from dagrun.engine.mcpseat import McpSeat
     from dagrun.engine.piped import Piped
     from dagrun.engine.reuse import Reuse
@@ -48,6 +49,10 @@ class Asking:
     sent_m: float = 0.0
     again_m: float = 0.0  # when the delay is over
 
+    def learn(self, reasons: Iterable[Reason]) -> None:
+        """Keep reasons for the record, each once: who waits for money is told the same again and again."""
+        self.reasons += [reason for reason in reasons if reason not in self.reasons]
+
 
 @dataclass(slots=True)
 class Talk:
@@ -67,14 +72,14 @@ class Talk:
     before: Request | None = None
     reuse: Reuse | None = None
     seat: Seat | None = None
-    servers: dict[str, McpSeat] = field(default_factory=dict)
+    servers: dict[str, McpSeat | Remote] = field(default_factory=dict)
     tool: str = ""
     said: str = ""
     finish: Finish | None = None
     ending: Ending | None = None
 
     @property
-    def seats(self) -> list[Piped]:
+    def seats(self) -> list[Piped | Remote]:
         """What runs for it: its tool worker and its servers, as far as they were ever started."""
         return [*self.servers.values()] if self.seat is None else [self.seat, *self.servers.values()]
 
@@ -138,7 +143,18 @@ def log_failure(talk: Talk, model: str, failed: CallFailed) -> None:
     log(talk, f"--- {model}: {failed.kind}: {failed.message}\n")
 
 
-def log_tool(talk: Talk, name: str, arguments: Mapping[str, object] | None, ok: bool, text: str) -> None:
+def log_results(talk: Talk, before: State) -> None:
+    """A line for each tool call that has its result since an earlier state: also those that were not let through."""
+    turns = talk.state.turns
+    if not turns:
+        return
+    last = turns[-1]
+    known = len(before.turns[-1].results) if len(before.turns) == len(turns) else 0
+    for call, result in list(zip(last.reply.tool_calls, last.results, strict=False))[known:]:
+        _log_tool(talk, call.name, call.arguments, result.ok, result.text)
+
+
+def _log_tool(talk: Talk, name: str, arguments: Mapping[str, object] | None, ok: bool, text: str) -> None:
     """One line about a tool call."""
     first = text.splitlines()[0] if text else ""
     result = f"{len(text.encode('utf-8', 'replace')):,} bytes" if ok else f"error: {first}"

@@ -8,21 +8,27 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from dagrun.agent.loop import effect, step
 from dagrun.agent.prompt import ToolOutput
 from dagrun.agent.steps import CallTool, ToolReturned
 from dagrun.core.event import Event, ToolEnded, ToolsListed
-from dagrun.core.names import Json
+from dagrun.core.names import Json, Outcome
 from dagrun.core.state import RunState
+from dagrun.core.workflow import Node
 from dagrun.engine.attempt import Ending
 from dagrun.engine.bench import Workbench
 from dagrun.engine.providers import Never, Source
-from dagrun.engine.talk import Talk, call_text, left_s, log_tool
+from dagrun.engine.secrets import NoSecret
+from dagrun.engine.talk import Talk, call_text, left_s, log_results
 from dagrun.engine.timers import Timers
 from dagrun.engine.toolseat import Broken, Returned, Seat, policy_of
 from dagrun.sandbox.plain import Plain
+
+if TYPE_CHECKING:
+    from dagrun.engine.mcpremote import Desk, Remote
+    from dagrun.engine.mcpseat import McpSeat
 
 Fold: TypeAlias = Callable[[Event], None]
 
@@ -48,6 +54,7 @@ class Tools:
         self._sandbox = sandbox
         self._calls: list[tuple[Talk, CallTool]] = []
         self._opening: list[Talk] = []
+        self._desk: Desk | None = None  # servers that are reached over HTTP are called there
 
     # ------------------------------------------------------------ calls
 
@@ -75,7 +82,8 @@ class Tools:
             match item:
                 case Broken():
                     if talk.ending is None and talk.finish is None:
-                        talk.ending = Ending(item.outcome, item.error, item.limit)
+                        # masked here: its words, which may be a server's, go into the log too
+                        talk.ending = Ending(item.outcome, self._bench.mask.text(item.error), item.limit)
                 case Returned() if talk.waits == "tool":
                     self._result(talk, item, now, fold)
                 case _:
@@ -117,8 +125,9 @@ class Tools:
                 reused=reused,
             )
         )
-        log_tool(talk, due.call.name, due.call.arguments, output.ok, output.text)
-        talk.state = step(talk.begin.task, talk.state, ToolReturned(due.number, output.ok, output.text, talk.at_s(now)))
+        before = talk.state
+        talk.state = step(talk.begin.task, before, ToolReturned(due.number, output.ok, output.text, talk.at_s(now)))
+        log_results(talk, before)
 
     # ------------------------------------------------------------ servers
 
@@ -127,29 +136,69 @@ class Tools:
         talk.waits = "listing"
         self._opening.append(talk)
 
-    def _start_servers(self, talk: Talk, now: float) -> None:
-        from dagrun.engine.mcpseat import McpSeat, server_command
-
+    def _start_servers(self, talk: Talk) -> None:
         node = self._state.plan.nodes[talk.node]
         for name in talk.begin.servers:
             if self._source.listed(node.id, talk.number, name) is not None:
                 continue
-            server = self._state.plan.workflow.mcp_servers[name]
-            talk.servers[name] = made = McpSeat(
-                bench=self._bench,
-                sandbox=self._sandbox,
-                poll=self._poll,
-                node=node,
-                number=talk.number,
-                name=name,
-                server=server,
-                command=server_command(self._bench, node, talk.number, talk.command, name, server),
-                slot=talk.slot,
-            )
-            made.open()
-            due = made.next_due()
-            if due is not None:
-                self._timers.add(max(0.0, due - now), "agent", talk.node, talk.number)
+            try:
+                talk.servers[name] = made = self._server(talk, node, name)
+            except NoSecret as lacking:
+                why = lacking.message
+            except OSError as error:
+                why = error.strerror or str(error)
+            else:
+                made.open()
+                continue
+            if talk.ending is None and talk.finish is None:
+                talk.ending = Ending(Outcome.FAILED, f"mcp server `{name}` can't be started: {why}")
+            return
+
+    def _server(self, talk: Talk, node: Node, name: str) -> McpSeat | Remote:
+        """A server of an attempt. Raises NoSecret, and OSError when its folder can't be made."""
+        server = self._state.plan.workflow.mcp_servers[name]
+        if server.url:
+            return self._remote(talk, node, name)
+        from dagrun.engine.mcpseat import McpSeat, server_command
+
+        return McpSeat(
+            bench=self._bench,
+            sandbox=self._sandbox,
+            poll=self._poll,
+            node=node,
+            number=talk.number,
+            name=name,
+            server=server,
+            command=server_command(self._bench, node, talk.number, talk.command, name, server),
+            slot=talk.slot,
+        )
+
+    def _remote(self, talk: Talk, node: Node, name: str) -> Remote:
+        from dagrun.core.agents import held_of
+        from dagrun.engine.mcpremote import Remote, desk_of
+
+        workflow = self._state.plan.workflow
+        if self._desk is None:
+            self._desk = desk_of(self._source, self._bench, self._poll)
+        return Remote(
+            desk=self._desk,
+            bench=self._bench,
+            node=node,
+            number=talk.number,
+            name=name,
+            server=workflow.mcp_servers[name],
+            network=held_of(workflow, node).network,
+        )
+
+    def collect(self) -> None:
+        """Hear what came from servers without a process; who it is for is due at once."""
+        if self._desk is not None:
+            self._desk.collect()
+
+    def close(self) -> None:
+        """The session is over: no server is called any more."""
+        if self._desk is not None:
+            self._desk.close()
 
     def take_lists(self, talk: Talk, fold: Fold) -> None:
         """When every server of an attempt has listed its tools, the agent may begin."""
@@ -158,6 +207,8 @@ class Tools:
         for name in talk.begin.servers:
             known = self._source.listed(node, talk.number, name)
             seat = talk.servers.get(name)
+            if isinstance(known, Never):
+                return
             if known is not None:
                 found.append((name, known[0], tuple(known[1])))
             elif seat is not None and seat.listed is not None:
@@ -165,9 +216,10 @@ class Tools:
             else:
                 return
         tools = list(talk.begin.task.tools)
-        for name, digest, listed in found:
+        for name, digest, said in found:
+            listed = cast("list[Json]", self._bench.mask.value(list(said)))
             tools += listed
-            kept = self._bench.context.put(list(listed))
+            kept = self._bench.context.put(listed)
             fold(ToolsListed(node=node, attempt=talk.number, server=name, digest=digest, tools=kept))
         talk.begin = replace(talk.begin, task=replace(talk.begin.task, tools=tuple(tools)))
         talk.waits = ""
@@ -180,7 +232,7 @@ class Tools:
         opening, self._opening = self._opening, []
         for talk in opening:
             if talk.waits == "listing":
-                self._start_servers(talk, now)
+                self._start_servers(talk)
                 found.append(talk.node)
         calls, self._calls = self._calls, []
         for talk, due in calls:

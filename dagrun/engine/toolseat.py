@@ -29,6 +29,7 @@ __all__ = ["Broken", "Policy", "Returned", "Seat", "policy_of"]
 MOST_RESTARTS = 2
 START_S = 60.0  # from the spawn to the first word
 PULL_S = 900.0  # the same where an image may have to be fetched first
+ROOM_FOR_WORDS = 2000  # characters beyond the room of a call: what a tool says of what it left out
 SLACK_S = 8.0  # beyond the time of a call: the worker ends it in time, and tidies up after it
 
 
@@ -155,7 +156,8 @@ class Seat(Piped):
             call, self._at_work = self._at_work, None
             if call is None:
                 return "it answered what was not asked"
-            self._return(call, result.ok, result.text)
+            # the worker cuts it itself, as long as it is ours
+            self._return(call, result.ok, result.text[: call.room + ROOM_FOR_WORDS])
         if self._talk.ready and self._at_work is None:
             self._due = None
         self._advance()

@@ -109,18 +109,24 @@ _YES = frozenset({"true", "yes", "on", "1", "y"})
 _NO = frozenset({"false", "no", "off", "0", "n"})
 
 
-def number(value: Value, *, least: float | None = None, most: float | None = None) -> int | float:
-    """A decimal number without quotes, between `least` and `most`."""
+def number(
+    value: Value, *, least: float | None = None, most: float | None = None, word: str = "decimal"
+) -> int | float:
+    """A decimal number without quotes, between `least` and `most`. `word` says in errors which kind is wanted."""
     if value.__class__ is not Plain or not _NUMBER.fullmatch(str(value)):
         hint = "write it without quotes" if value.__class__ is str and _NUMBER.fullmatch(str(value)) else ""
         hint = hint or ("an expression can't stand here" if isinstance(value, str) and "${{" in value else "")
-        raise wrong(f"a decimal number is wanted here, not {describe(value)}", hint)
+        raise wrong(f"a {word} number is wanted here, not {describe(value)}", hint)
     got = _to_number(str(value), "")
     if least is not None and got < least:
-        raise wrong(f"{value} is too small: at least {least:g}")
+        raise wrong(f"{value} is too small: at least {_limit(least)}")
     if most is not None and got > most:
-        raise wrong(f"{value} is too large: at most {most:g}")
+        raise wrong(f"{value} is too large: at most {_limit(most)}")
     return got
+
+
+def _limit(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _to_number(source: str, hint: str) -> int | float:
@@ -137,7 +143,7 @@ def _to_number(source: str, hint: str) -> int | float:
 
 def integer(value: Value, *, least: int | None = None, most: int | None = None) -> int:
     """A whole number without quotes."""
-    got = number(value, least=least, most=most)
+    got = number(value, least=least, most=most, word="whole")
     if not isinstance(got, int):
         raise wrong(f"a whole number is wanted here, not {describe(value)}")
     return got

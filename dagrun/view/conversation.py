@@ -1,4 +1,4 @@
-"""What an agent said and did in an attempt, as tables, as JSON and as the reasons of a failure.
+"""What an agent said and did in an attempt, as tables and as JSON.
 
 Made of the calls and tools that the journal holds, in their order. Texts of models and tools are shown
 only on request; all of them are hostile and go through view/text.py. Knows no file: `get` reads a
@@ -7,25 +7,25 @@ reference of the journal and gives None for what is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps
 from typing import TYPE_CHECKING, TypeAlias
 
 from dagrun.core.event import CallEnded, CallReserved, ToolEnded
-from dagrun.core.names import Json, NodeId, Outcome, format_duration
+from dagrun.core.names import Json, NodeId, format_duration
 from dagrun.core.usage import usd
 from dagrun.view.tables import Head, table
 from dagrun.view.text import PLAIN, Look, clean, clean_block, folded, money, size, tokens
 
 if TYPE_CHECKING:
     from dagrun.core.event import Event
-    from dagrun.core.state import RunState
 
 Get: TypeAlias = Callable[[Mapping[str, Json]], Json]
 Conversations: TypeAlias = "Mapping[tuple[NodeId, int], Sequence[Step]]"  # by node and attempt
 
 _MESSAGE = 300  # characters of an error's text
+_ERROR = "error: "  # how a model is told that a tool call went wrong
 _QUIET = frozenset({"not_permitted"})  # a reason that nobody has to act on
 
 
@@ -99,6 +99,40 @@ def rejections(steps: Sequence[Step], get: Get) -> dict[int, tuple[str, ...]]:
     return found
 
 
+def refusals(steps: Sequence[Step], get: Get) -> dict[int, tuple[tuple[str, str], ...]]:
+    """The tool calls that were never let through, by the number of the call that wanted them: (tool, why)."""
+    found: dict[int, tuple[tuple[str, str], ...]] = {}
+    before: Call | None = None
+    ran: list[str] = []
+    for step in steps:
+        if isinstance(step, ToolUse):
+            ran.append(str(get(step.event.text) or ""))
+            continue
+        if before is not None and step.reserved.turn > before.reserved.turn:
+            refused = tuple(_refused(before, step, ran, get))
+            if refused:
+                found[before.reserved.call] = refused
+            ran = []
+        before = step if step.answer is not None and not step.answer.error else before
+    return found
+
+
+def _refused(before: Call, after: Call, ran: Sequence[str], get: Get) -> Iterator[tuple[str, str]]:
+    """What the next request says went wrong with a tool call that no tool has answered."""
+    assert before.answer is not None
+    asked = [c for c in _list(mapping(get, before.answer.answer).get("tool_calls")) if isinstance(c, dict)]
+    names = {str(c.get("id", "")): str(c.get("name", "")) for c in asked}
+    told = [m for m in _list(mapping(get, after.reserved.request).get("messages")) if isinstance(m, dict)]
+    told = [m for m in told if m.get("role") == "tool"]
+    if len(told) <= len(ran):
+        return
+    for message in told:
+        text = str(message.get("content", ""))
+        why = text.removeprefix(_ERROR)
+        if why != text and text not in ran and why not in ran:
+            yield names.get(str(message.get("tool_call_id", "")), ""), why
+
+
 def _list(value: Json) -> list[Json]:
     return value if isinstance(value, list) else []
 
@@ -123,7 +157,7 @@ def conversation_lines(steps: Sequence[Step], get: Get, look: Look = PLAIN, *, f
     """A line for each call of a model or a tool, below it what is worth a word; with `full` all that was said."""
     if not steps:
         return []
-    rejected = rejections(steps, get)
+    rejected, refused = rejections(steps, get), refusals(steps, get)
     rows = [_call_row(s) if isinstance(s, Call) else _tool_row(s) for s in steps]
     head, *lines = table(_HEADS, rows, look)
     made = [head]
@@ -133,6 +167,7 @@ def conversation_lines(steps: Sequence[Step], get: Get, look: Look = PLAIN, *, f
         made.append(line)
         if isinstance(step, Call):
             notes = _call_notes(step, get, rejected, known)
+            notes += [f"refused {tool}: {why[:_MESSAGE]}" for tool, why in refused.get(step.reserved.call, ())]
             known = step.answer.model or known if step.answer is not None else known
         else:
             notes = _tool_notes(step, get, look)
@@ -203,7 +238,7 @@ def _call_notes(call: Call, get: Get, rejected: Mapping[int, tuple[str, ...]], k
 def _error_text(answer: CallEnded, said: Mapping[str, Json]) -> str:
     status = f" {said['status']}" if said.get("status") else ""
     wait = said.get("retry_after_s")
-    again = f", to be tried again in {format_duration(wait)}" if isinstance(wait, int | float) and wait else ""
+    again = f", it asks to wait {format_duration(wait)}" if isinstance(wait, int | float) and wait else ""
     text = str(said.get("message", ""))[:_MESSAGE]
     return f"{answer.error.replace('_', ' ')}{status}{again}{f': {text}' if text else ''}"
 
@@ -241,7 +276,8 @@ def _texts(step: Step, get: Get, look: Look, shown: set[str]) -> list[str]:
     lines: list[str] = []
     for message in _list(mapping(get, step.reserved.request).get("messages")):
         text = str(message.get("content") or "") if isinstance(message, dict) else ""
-        if isinstance(message, dict) and not (message.get("role") in ("assistant", "tool") and text in shown):
+        said_before = text in shown or text.removeprefix(_ERROR) in shown
+        if isinstance(message, dict) and not (message.get("role") in ("assistant", "tool") and said_before):
             lines += _block(str(message.get("role", "")), text, look)
     if step.answer is not None:
         said = mapping(get, step.answer.answer)
@@ -265,8 +301,16 @@ def _block(title: str, text: str, look: Look) -> list[str]:
 
 def conversation_json(steps: Sequence[Step], get: Get, *, full: bool = False) -> list[Json]:
     """The steps of an attempt for programs; texts and arguments only with `full`."""
-    rejected = rejections(steps, get)
-    return [_call_json(s, get, rejected, full) if isinstance(s, Call) else _tool_json(s, get, full) for s in steps]
+    rejected, refused = rejections(steps, get), refusals(steps, get)
+    made: list[Json] = []
+    for step in steps:
+        if isinstance(step, ToolUse):
+            made.append(_tool_json(step, get, full))
+            continue
+        call = _call_json(step, get, rejected, full)
+        gone: list[Json] = [{"tool": tool, "why": why} for tool, why in refused.get(step.reserved.call, ())]
+        made.append(call | ({"refused_tools": gone} if gone else {}))
+    return made
 
 
 def _call_json(call: Call, get: Get, rejected: Mapping[int, tuple[str, ...]], full: bool) -> dict[str, Json]:
@@ -317,53 +361,3 @@ def _tool_json(use: ToolUse, get: Get, full: bool) -> dict[str, Json]:
         made["arguments"] = dict(mapping(get, event.arguments))
         made["result"] = get(event.text) if event.text else None
     return made
-
-
-# ---------------------------------------------------------------- why one failed
-
-
-def failure_lines(state: RunState, i: int, steps: Sequence[Step], get: Get, look: Look = PLAIN) -> list[str]:
-    """What is to be known of an agent whose last attempt did not complete: money, schema, errors, what was tried."""
-    finish = state.attempts[i][-1].finish if state.attempts[i] else None
-    if finish is None or (state.plan.nodes[i].agent is None and not steps):
-        return []
-    texts: list[str] = []
-    if finish.outcome is Outcome.OVER_BUDGET:
-        texts += _scopes(state, state.plan.ids[i])
-    if finish.outcome is Outcome.INVALID_OUTPUT:
-        for number, errors in rejections(steps, get).items():
-            texts.append(f"the answer to call {number} did not fit its schema: {'; '.join(errors)}")
-    cut = [s for s in steps if isinstance(s, Call) and s.answer is not None]
-    if finish.outcome in (Outcome.TRUNCATED, Outcome.REFUSED) and cut:
-        texts.append(f"{cut[-1].reserved.model} may answer with {cut[-1].reserved.max_tokens:,} tokens")
-    tried = _tried(steps)
-    if tried:
-        texts.append(f"tried: {tried}")
-    return [line for text in texts for line in folded("    ", clean(text).split(" "), look.width)]
-
-
-def _scopes(state: RunState, node: NodeId) -> list[str]:
-    """How each scope of a node's calls stands: what it spent, its cap, what it holds."""
-    ledger = state.ledger
-    if ledger is None:
-        return []
-    from dagrun.core.spending import scopes_of
-
-    made = []
-    for scope in scopes_of(state, node):
-        kind, _, name = scope.partition(":")
-        cap, held = ledger.cap(scope), ledger.held(scope)
-        limit = f" of {money(cap)}" if cap is not None else ", without a cap"
-        also = f", held {money(held)}" if held else ""
-        made.append(f"{f'{kind} {name}'.strip()}: spent {money(ledger.spent(scope))}{limit}{also}")
-    return made
-
-
-def _tried(steps: Sequence[Step]) -> str:
-    """The errors of calls by model, in their order: `a rate limit 2x, b overloaded`."""
-    counts: dict[tuple[str, str], int] = {}
-    for step in steps:
-        if isinstance(step, Call) and step.answer is not None and step.answer.error:
-            key = (step.reserved.model, step.answer.error.replace("_", " "))
-            counts[key] = counts.get(key, 0) + 1
-    return ", ".join(f"{model} {error}{f' {n}x' if n > 1 else ''}" for (model, error), n in counts.items())

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from dagrun.core.names import Json, Status, format_duration
 from dagrun.core.trace import TraceAttempt, TraceEntry, trace_entry
-from dagrun.view.conversation import Conversations, Get, conversation_lines, failure_lines
+from dagrun.view.conversation import Conversations, Get, conversation_lines
+from dagrun.view.failing import failure_lines
 from dagrun.view.tables import Head, entry_lines, run_line, spending_lines, table
-from dagrun.view.text import PLAIN, Look, clean, folded, glyph, last_lines, money, size, tokens
+from dagrun.view.text import PLAIN, Look, clean, folded, glyph, last_lines, money, plural, size, tokens
 
 if TYPE_CHECKING:
     from dagrun.core.state import RunState
@@ -159,7 +160,7 @@ def _agent_facts(used: Usage | None) -> dict[str, str]:
         "provider": used.provider,
         "tokens": f"{used.input:,} in{cached}, {used.output:,} out{thought}" if used.calls else "",
         "cost": f"{money(used.spent)}{held}" if used.calls else "",
-        "calls": f"{used.calls:,} in {used.turns:,} turns{repeated}{reused}" if used.calls else "",
+        "calls": f"{used.calls:,} in {plural(used.turns, 'turn')}{repeated}{reused}" if used.calls else "",
         "first": f"{first / 1000:.1f}s to the first token" if first is not None else "",
         "tools": ", ".join(f"{name} {count}x" if count > 1 else name for name, count in used.tools.items()),
         "skills": ", ".join(f"{name} {digest[:12]}".rstrip() for name, digest in used.skills.items()),

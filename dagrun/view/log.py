@@ -208,7 +208,7 @@ def _asked_to_wait(event: CallEnded) -> str:
     """How long a provider asked to wait, where the answer rides in the event."""
     answer = event.answer.get("v")
     wait_s = answer.get("retry_after_s") if isinstance(answer, dict) else None
-    return f", to be tried again in {format_duration(wait_s)}" if isinstance(wait_s, int | float) and wait_s else ""
+    return f", it asks to wait {format_duration(wait_s)}" if isinstance(wait_s, int | float) and wait_s else ""
 
 
 def _most_tries(state: RunState, i: int) -> int:

@@ -7,14 +7,16 @@ the event that leads from one to the other. Text of nodes and files is cleaned h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json import dumps
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from dagrun.core.agents import has_default_level
 from dagrun.core.names import Json, NodeId, Status
+from dagrun.core.usage import usd
 from dagrun.core.workflow import node_to_json
 from dagrun.flowfile.document import duration, permissions_to_document
-from dagrun.view.text import PLAIN, Look, clean, cut, pad, plural
+from dagrun.view.text import PLAIN, Look, clean, cut, money, pad, plural
 
 if TYPE_CHECKING:
     from dagrun.core.event import PatchAdmitted
@@ -37,8 +39,21 @@ _KEYS = {
     "file_size": "resources.file_size",
     "secret_files": "secrets as files",
 }
-_BY_KEY = frozenset({"env", "inputs", "outputs", "resources", "retry", "on_failure", "review", "permissions", "docker"})
+_BY_KEY = frozenset({"env", "inputs", "outputs", "resources", "retry", "on_failure", "review", "permissions", "docker"}) | {"agent"}
 _DEFAULTS: dict[str, Json] = {"timeout_s": 300.0, "grace_s": 5.0, "needs": [], "isolation": "process"}
+
+
+class Cost(NamedTuple):
+    """What the agents of a change can cost in nano-dollars, and what a cap of the run leaves; None: nobody knows."""
+
+    worst: int | None
+    left: int | None = None
+
+    @property
+    def at_most(self) -> int | None:
+        """The lesser of the two that are known."""
+        known = [n for n in (self.worst, self.left) if n is not None]
+        return min(known, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +67,7 @@ class Change:
     revived: Sequence[NodeId] = ()
     stale: Sequence[NodeId] = ()
     warnings: Sequence[str] = ()
+    cost: Cost = field(default_factory=lambda: Cost(0))
 
     def status(self, name: NodeId) -> Status | None:
         """The status of a node before the change; None if there was no such node."""
@@ -79,9 +95,18 @@ def preview_text(change: Change, head: str, look: Look = PLAIN) -> str:
     sizes = _sizes(change)
     base = f"revision {change.before.revision} -> {change.after.revision}"
     lines = [f"{head}   {base}   {sizes}", *change_lines(change, look)]
-    lines.append(f"  untouched: {_untouched(change)}   costs $0.00 now")
+    lines.append(f"  untouched: {_untouched(change)}   {_cost(change.cost)}")
     lines += [look.paint(f"  warning: {clean(text)}", "yellow") for text in change.warnings]
     return "\n".join(lines)
+
+
+def _cost(cost: Cost) -> str:
+    most = cost.at_most
+    if most is None:
+        return "what it can cost is unknown: a model has no price"
+    if cost.left is not None and most == cost.left and most != cost.worst:
+        return f"can cost {money(most)} at most, all that is left"
+    return f"can cost {money(most)} at most" if most else "costs $0.00 now"
 
 
 def _sizes(change: Change) -> str:
@@ -219,7 +244,7 @@ def _come(change: Change) -> Iterator[tuple[str, str, str]]:
             parts.append(f"after {_names(after, after.needs[i])}")
         if after.dependents[i]:
             parts.append(f"before {_names(after, after.dependents[i])}")
-        if after.nodes[i].isolation != "process":
+        if after.nodes[i].isolation != "process" and not has_default_level(after.nodes[i]):
             parts.append(f"isolation {after.nodes[i].isolation}")
         if after.nodes[i].permissions is not None:
             parts.append("with permissions of its own")
@@ -239,6 +264,8 @@ def _names(plan: Plan, numbers: Sequence[int]) -> str:
 def _work(node: Node) -> str:
     if node.review is not None:
         return f"review: {_short(node.review.message)}" if node.review.message else "review"
+    if node.agent is not None:
+        return f"agent: {_short(node.agent.prompt)}"
     command = node.run if isinstance(node.run, str) else " ".join(node.run)
     return f"run {_short(command)}"
 
@@ -328,7 +355,7 @@ def preview_json(change: Change) -> dict[str, Json]:
         "cancelled": list(event.cancelled),
         "limits": dict(event.limits),
         "waves": {"before": change.before.depth, "after": change.after.depth},
-        "cost_usd": 0.0,
+        "cost_usd": usd(most) if (most := change.cost.at_most) is not None else None,
         "warnings": list(change.warnings),
     }
 

@@ -294,7 +294,7 @@ def test_a_server_that_says_nothing_is_left_in_time(server: Server, talk: Talk, 
     gone, began = server.gone, time.monotonic()
     failed = talk.failure(request(answering(server, model, Behaviour(mode="hang"))), timeout_s=0.6)
     assert time.monotonic() - began < 5
-    assert (failed.kind, failed.message) == ("timeout", "no answer within 0.6 s")
+    assert (failed.kind, failed.message) == ("timeout", "no answer within 0.6s")
     assert len(server.seen(model)) == 1
     _until(lambda: server.gone == gone + 1)
 

@@ -127,3 +127,60 @@ def test_a_text_for_people_is_one_short_line() -> None:
 )
 def test_an_answer_without_an_end(kind: str, partial: str, found: str) -> None:
     assert without_end(sent(200, content_type=f"{kind}; charset=utf-8"), partial, MASK).kind == found
+
+
+def lost(why: Exception) -> Wire:
+    """A call that found no connection."""
+    wire = sent(reached=False)
+    wire.sent = ["POST http://127.0.0.1:8000/v1/chat/completions"]
+    wire.error = why
+    return wire
+
+
+@pytest.mark.parametrize(
+    ("wire", "error", "message"),
+    [
+        (
+            lost(ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 8000)")),
+            InternalServerError("Connection error."),
+            "no connection to 127.0.0.1:8000: connection refused",
+        ),
+        (
+            lost(OSError(-2, "Name or service not known")),
+            InternalServerError("Connection error."),
+            "no connection to 127.0.0.1:8000: name or service not known",
+        ),
+        (lost(Exception("what")), InternalServerError("Connection error."), "no connection to 127.0.0.1:8000"),
+        (sent(), InternalServerError("Connection error."), "the connection ended without an answer"),
+        (
+            sent(200),
+            type("ReadError", (Exception,), {})("Response payload is not completed: <TransferEncodingError: 400>"),
+            "the answer broke off",
+        ),
+        (
+            Wire(),
+            BadRequestError(
+                "litellm.BadRequestError: LLM Provider NOT provided. Pass in the LLM provider you are trying to call. "
+                "You passed model=fake/m\n Pass model as E.g. For 'Huggingface' … https://docs.litellm.ai/docs/providers"
+            ),
+            "the call was not sent: there is no vendor `fake`",
+        ),
+    ],
+)
+def test_a_message_says_what_a_person_can_act_on(wire: Wire, error: Exception, message: str) -> None:
+    assert failure(wire, error, "", MASK).message == message
+
+
+def test_no_secure_connection_and_why() -> None:
+    wire = lost(Exception("(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1)')"))
+    wire.insecure = True
+    found = failure(wire, InternalServerError("Connection error."), "", MASK).message
+    assert found == "no secure connection to 127.0.0.1:8000: certificate verify failed: self-signed"
+
+
+def test_where_an_endpoint_sends_calls_to() -> None:
+    wire = sent(307, location="http://10.0.0.1/v1/chat?token=x")
+    wire.redirected = True
+    found = failure(wire, InternalServerError("Connection error."), "", MASK)
+    assert found.kind == "bad_request"
+    assert found.message.endswith("(status 307): give its final address: http://10.0.0.1/v1/chat")

@@ -11,6 +11,7 @@ from dagrun.agent.prices import PriceTable
 from dagrun.core.workflow import Workflow
 from dagrun.errors import EnvironmentFault, Problem
 from dagrun.flowfile.load import read_workflow
+from tests.agent.talking import need_litellm
 
 TABLE = PriceTable(
     b"""{
@@ -86,9 +87,9 @@ def test_a_model_without_one_and_what_was_meant(folder: Folder) -> None:
 
 
 def test_only_models_that_may_be_asked_need_a_price(folder: Folder) -> None:
-    text = "models: {m: [anthropic/claude-haiku-4-5, no/where], spare: [no/such]}\n"
+    text = "models: {m: [anthropic/claude-haiku-4-5, ollama/where], spare: [ollama/such]}\n"
     (problem,) = folder.check(text + "nodes: {a: {agent: x}}\n")
-    assert "no/where" in problem.message
+    assert "ollama/where" in problem.message
     assert folder.check(text + "permissions: {models: ['anthropic/*']}\nnodes: {a: {agent: x}}\n") == []
 
 
@@ -96,10 +97,10 @@ def test_the_model_of_a_node_is_named_where_it_stands(folder: Folder) -> None:
     found = folder.check(
         "models: {m: anthropic/claude-haiku-4-5}\n"
         "nodes:\n"
-        "  a: {agent: {prompt: x, model: no/where}}\n"
-        "  b: {run: x, on_failure: {replanner: {model: no/repair}}}\n"
-        "  c: {run: x, on_failure: {fallback: {agent: {prompt: x, model: no/fallback}}}}\n"
-        "templates: {t: {agent: {prompt: x, model: no/template}}}\n"
+        "  a: {agent: {prompt: x, model: ollama/where}}\n"
+        "  b: {run: x, on_failure: {replanner: {model: ollama/repair}}}\n"
+        "  c: {run: x, on_failure: {fallback: {agent: {prompt: x, model: ollama/fallback}}}}\n"
+        "templates: {t: {agent: {prompt: x, model: ollama/template}}}\n"
     )
     assert told(found) == [
         ("no-price", "error", 3, 33),
@@ -111,8 +112,30 @@ def test_the_model_of_a_node_is_named_where_it_stands(folder: Folder) -> None:
 
 @pytest.mark.parametrize("price", ["free", "{free: true}", "{input: 1, output: 2.50}"])
 def test_a_price_of_ones_own(folder: Folder, price: str) -> None:
-    text = f"provider: {{prices: {{no/where: {price}}}}}\nmodels: {{m: no/where}}\nnodes: {{a: {{agent: x}}}}\n"
+    text = f"provider: {{prices: {{ollama/where: {price}}}}}\nmodels: {{m: ollama/where}}\nnodes: {{a: {{agent: x}}}}\n"
     assert folder.check(text, table=None) == []  # the table is not even looked for
+
+
+def test_a_price_of_a_model_that_nobody_asks(folder: Folder) -> None:
+    prices = "provider: {prices: {anthropic/claude-sonnet-45: {input: 1, output: 2}}}\n"
+    (problem,) = folder.check(SONNET + prices)
+    assert told([problem]) == [("unused-price", "warning", 3, 21)]
+    assert problem.hint == "did you mean `anthropic/claude-sonnet-4-5`?"
+    assert folder.check(SONNET + prices.replace("sonnet-45", "sonnet-4-5")) == []
+    text = "provider: {prices: {a/b: {input: 1, output: 2}}}\nnodes: {a: {agent: {prompt: x, model: a/b}}}\n"
+    assert [p.code for p in folder.check(text)] == ["unknown-vendor"], "a node may ask for a model without a tier"
+
+
+def test_a_vendor_that_nobody_can_call(folder: Folder) -> None:
+    need_litellm()
+    models = "models: {m: [opnai/gpt-5, fake/model, ollama/qwen]}\nnodes: {a: {agent: x}}\n"
+    prices = "prices: {opnai/gpt-5: free, fake/model: free, ollama/qwen: free}"
+    found = folder.check(f"provider: {{{prices}}}\n{models}")
+    assert told(found) == [("unknown-vendor", "error", 2, 14), ("unknown-vendor", "error", 2, 27)]
+    assert found[1].message == "`fake/model`: there is no vendor `fake`"
+    assert "did you mean `openai`?" in found[0].hint
+    endpoint = "base_url: 'http://127.0.0.1:8000/v1'"  # it calls its models as it likes
+    assert folder.check(f"provider: {{{endpoint}, {prices}}}\n{models}") == []
 
 
 def test_without_litellm_a_price_can_t_be_checked(folder: Folder) -> None:
@@ -124,12 +147,12 @@ def test_without_litellm_a_price_can_t_be_checked(folder: Folder) -> None:
 
 def test_what_the_fake_provider_answers_costs_nothing(folder: Folder) -> None:
     folder.file("r.yaml", "rules: [{text: x}]\n")
-    text = "provider: {kind: fake, rules: r.yaml}\nmodels: {m: no/where}\nnodes: {a: {agent: x}}\n"
+    text = "provider: {kind: fake, rules: r.yaml}\nmodels: {m: ollama/where}\nnodes: {a: {agent: x}}\n"
     assert folder.check(text, table=None) == []
     (problem,) = folder.check(text, "live")
     assert (problem.code, problem.line) == ("no-price", 2)
     known = priced(folder.flow(text), fake=True, table=no_table)
-    assert (known.prices["no/where"].source, known.unknown) == ("free", "")
+    assert (known.prices["ollama/where"].source, known.unknown) == ("free", "")
 
 
 def test_another_provider_than_the_file_was_checked_for(folder: Folder) -> None:

@@ -197,7 +197,7 @@ def test_a_long_message_is_shown_by_its_ends() -> None:
         ("rules:\n- {error: {retry_after: 1s}}\n", "2:11", "an error has a `kind` or a `status`"),
         ("rules:\n- {error: {kind: cut, after: 1s}}\n", "2:23", "`after` is no key here"),
         ("rules:\n- {turn: 0, text: x}\n", "2:10", "0 is too small"),
-        ("rules:\n- {turn: [1, two], text: x}\n", "2:14", "a decimal number is wanted"),
+        ("rules:\n- {turn: [1, two], text: x}\n", "2:14", "a whole number is wanted"),
         ("rules:\n- {last: '(', text: x}\n", "2:10", "no regular expression"),
         ("rules:\n- {latency: soon, text: x}\n", "2:13", "is no duration"),
         ("rules:\n- {latency: 2d, text: x}\n", "2:13", "too long"),
@@ -208,7 +208,8 @@ def test_a_long_message_is_shown_by_its_ends() -> None:
         ("rules:\n- {usage: {input: -1}, text: x}\n", "2:19", "too small"),
         ("rules:\n- {usage: {input: 1, cached: 2}, text: x}\n", "2:11", "parts of `input`"),
         ("rules:\n- {usage: {tokens: 1}, text: x}\n", "2:12", "`tokens` is no key here"),
-        ("rules:\n- {usage: 5, text: x}\n", "2:11", "`none` is wanted here"),
+        ("rules:\n- {usage: 5, text: x}\n", "2:11", "write {input: 900, output: 12}, or none"),
+        ("rules:\n- {usage: much, text: x}\n", "2:11", "tokens by name are wanted here, not `much`"),
         ("rules:\n- {text: x, text: y}\n", "2:13", "twice"),
     ],
 )

@@ -6,15 +6,18 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from dagrun.agent import live as module
-from dagrun.agent.live import MAX_STARTS, AnsweredCall, BrokerLost, Live, Said
+from dagrun.agent.live import MAX_STARTS, AnsweredCall, BrokerLost, Heard, Live, Ordered, Said, _without_keys
 from dagrun.agent.messages import CallFailed, Reply
+from dagrun.core.names import Json
 from dagrun.sandbox import procs
+from tests.agent.mcp_http import Server as McpServer
+from tests.agent.mcp_http import serving
 from tests.agent.openai_server import Behaviour, Server
 from tests.agent.talking import PATIENCE_S, Talk, need_litellm, request
 
@@ -26,7 +29,7 @@ file = sock.makefile("r")
 def say(**message):
     sock.sendall(json.dumps(message).encode() + b"\\n")
 first = json.loads(file.readline())
-assert list(first) == ["environ", "base_url"], first
+assert list(first) == ["environ", "base_url", "models"], first
 if first["environ"].get("X_API_KEY") == "slow-to-be-ready":
     time.sleep(1000)
 if first["environ"].get("X_API_KEY") == "dies-at-once":
@@ -34,6 +37,13 @@ if first["environ"].get("X_API_KEY") == "dies-at-once":
 say(ready=1, litellm="0.play")
 for line in file:
     order = json.loads(line)
+    if "mcp" in order:
+        if "die" in order["do"]:
+            os._exit(1)
+        continue
+    if "drop" in order:
+        say(id=order["drop"], mcp={"lost": "it was ended"})
+        continue
     if "cancel" in order:
         say(id=order["cancel"], answer={"error": "cut", "message": "cancelled"})
         continue
@@ -239,6 +249,147 @@ def test_the_log_holds_what_is_printed(played: Callable[..., Talk], tmp_path: Pa
     assert talk.failure(request("x/say")).kind == "overloaded"
     live.close()
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+# ---------------------------------------------------------------- orders for MCP servers
+
+# Importing litellm never ends here, or ends the broker.
+NO_IMPORT = """
+import importlib.machinery, os, sys, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "litellm" else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, made):
+        {what}
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def ordered(live: Live, number: int) -> Mapping[str, Json]:
+    """What comes of an order."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        for news in live.feed():
+            if isinstance(news, Ordered):
+                assert news.id == number
+                return news.answer
+        assert time.monotonic() < end
+        assert live.fileno() >= 0, "the broker is gone"
+        select.select([live.fileno()], [], [], 0.05)
+
+
+def opening(server: McpServer, **headers: str) -> dict[str, Json]:
+    return {"open": "k", "server": "hand", "url": server.url, "headers": dict(headers), "timeout_s": 20.0}
+
+
+@pytest.fixture
+def hand() -> Iterator[McpServer]:
+    with serving() as made:
+        yield made
+
+
+def test_orders_wait_for_no_import(hand: McpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_litellm()  # else it says at once that there is none
+    monkeypatch.setattr(module, "_BOOT", NO_IMPORT.format(what="time.sleep(1000)") + module._BOOT)
+    live = Live(environ={})
+    try:
+        live.ask(1, request("x/y"), 30.0)
+        live.order(1, opening(hand))
+        assert ordered(live, 1)["tools"]
+        live.order(1, {"call": "k", "tool": "mcp__hand__echo", "arguments": {"text": "hi"}, "room": 9})
+        assert ordered(live, 1) == {"ok": True, "text": "hi"}
+        assert live.litellm == ""
+    finally:
+        live.close()
+
+
+def test_a_broker_without_models_imports_no_litellm_and_gets_no_key(
+    hand: McpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"OPENAI_API_KEY": "sk-canary", "DAGRUN_API_KEY": "sk-canary", "SSL_CERT_DIR": "/certs", "HOME": "/h"}
+    assert _without_keys(keys) == {"SSL_CERT_DIR": "/certs", "HOME": "/h"}
+    monkeypatch.setattr(module, "_BOOT", NO_IMPORT.format(what="os._exit(9)") + module._BOOT)
+    live = Live(environ=keys, models=False)
+    talk = Talk(live)
+    try:
+        live.order(7, opening(hand))
+        assert ordered(live, 7)["tools"]
+        pid = live.pid
+        failed = talk.failure(request("openai/gpt-4o"))
+        assert (failed.kind, failed.message) == ("bad_request", "this broker asks no models")
+        assert (live.pid, talk.lost()) == (pid, [])
+    finally:
+        live.close()
+
+
+def test_a_dropped_order_is_answered_and_its_connection_ended(hand: McpServer) -> None:
+    hand.modes = ["sse", "drip"]
+    live = Live(environ={}, models=False)
+    try:
+        live.order(1, opening(hand))
+        assert ordered(live, 1)["tools"]
+        live.order(2, {"call": "k", "tool": "mcp__hand__echo", "arguments": {"text": ""}, "room": 9})
+        while "tools/call" not in hand.methods():
+            select.select([live.fileno()], [], [], 0.01)
+            assert live.feed() == []
+        live.drop(2)
+        live.drop(4711)
+        assert ordered(live, 2) == {"lost": "it was ended"}
+        assert hand.hung_up.wait(PATIENCE_S)
+        live.order(3, {"close": "k"})
+        assert ordered(live, 3) == {}
+        assert hand.methods()[-1] == "DELETE"
+    finally:
+        live.close()
+
+
+def test_an_order_that_is_dropped_before_it_began(hand: McpServer) -> None:
+    live = Live(environ={}, models=False)
+    try:
+        live.order(1, opening(hand))
+        live.drop(1)
+        assert ordered(live, 1) == {"lost": "it was ended"}
+        with pytest.raises(ValueError, match="order 2 is open"):
+            for _ in range(2):
+                live.order(2, {"close": "k"})
+    finally:
+        live.close()
+
+
+def test_orders_of_a_broker_that_is_lost_are_answered(played: Callable[..., Talk]) -> None:
+    live = played().live
+    live.order(1, {"close": "k"})
+    live.ask(1, request("x/hang"), 30.0)  # numbers of calls are others
+    live.order(2, {"die": "now"})
+    heard: list[Heard] = []
+    while not any(isinstance(one, BrokerLost) for one in heard):
+        select.select([live.fileno()], [], [], 0.05)
+        heard += live.feed()
+    lost = {"lost": "the broker ended"}
+    assert [one for one in heard if isinstance(one, Ordered)] == [Ordered(1, lost), Ordered(2, lost)]
+    assert [one.id for one in heard if isinstance(one, AnsweredCall)] == [1]
+    assert isinstance(heard[-1], BrokerLost)
+
+
+def test_servers_are_called_beside_one_another(hand: McpServer) -> None:
+    live = Live(environ={}, models=False)
+    try:
+        live.order(1, opening(hand))
+        assert ordered(live, 1)["tools"]
+        begun = time.monotonic()
+        for k in range(10):
+            given: Json = {"seconds": 0.5}
+            live.order(k, {"call": "k", "tool": "mcp__hand__sleep", "arguments": given, "room": 9})
+        answers: list[Ordered] = []
+        while len(answers) < 10:
+            select.select([live.fileno()], [], [], 0.05)
+            answers += [one for one in live.feed() if isinstance(one, Ordered)]
+        assert {str(one.answer) for one in answers} == {"{'ok': True, 'text': 'awake'}"}
+        assert time.monotonic() - begun < 4.0  # one after another it would be 5 s
+    finally:
+        live.close()
 
 
 def _until(true: Callable[[], bool]) -> None:

@@ -321,9 +321,9 @@ def test_calls_in_a_cut_answer_are_never_run() -> None:
 
 
 def test_a_raise_that_is_not_affordable_leaves_a_cut_answer() -> None:
-    found = end(replace(TASK, max_tokens_once=8000), CUT, MoneyShort("0.01 USD are left of `cost_budget`"))
+    found = end(replace(TASK, max_tokens_once=8000), CUT, MoneyShort("$0.01 are left of `cost_budget`"))
     assert (found.outcome, found.text) == (Outcome.TRUNCATED, "half an ans")
-    assert "0.01 USD are left" in found.error
+    assert "$0.01 are left" in found.error
 
 
 def test_no_money_is_the_end_and_keeps_what_was_said() -> None:

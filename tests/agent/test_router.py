@@ -137,7 +137,7 @@ def test_what_is_too_dear_makes_room_for_a_cheaper_one() -> None:
     got = chosen(choose([DEAR, MIDDLE, CHEAP], ASK, room))
     assert (got.model, got.max_tokens, got.reserve, got.delay_s) == ("a/cheap", 4096, room, 0.0)
     assert codes(got) == [("c/dear", "too_dear"), ("b/middle", "too_dear")]
-    assert got.reasons[0].text == "too dear for what is left: 0.06444 USD of 0.02148 USD → cheaper"
+    assert got.reasons[0].text == "too dear for what is left: $0.06444 of $0.02148 → cheaper"
 
 
 def test_when_nothing_fits_whole_the_longest_answer_that_fits_is_asked_for() -> None:

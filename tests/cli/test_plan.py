@@ -112,14 +112,14 @@ build
   paths.write  out (workflow)
   network      none (workflow)
   tools        Read (node)
-  cost_budget  0.30 USD (workflow)
+  cost_budget  $0.30 (workflow)
 
 check
   isolation    process (default)
   paths.read   . (default where paths is declared)
   paths.write  out (workflow)
   network      none (workflow)
-  cost_budget  0.30 USD (workflow)
+  cost_budget  $0.30 (workflow)
   secrets      the file $TOKEN_FILE (node)
 """
     )

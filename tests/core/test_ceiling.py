@@ -68,7 +68,7 @@ def test_every_excess_is_a_fault_at_its_key_that_names_both_scopes() -> None:
     assert all(f.path[:3] == (*AT, "permissions") for f in found)
     assert found[2].message == "`a` asks to write `src`, but the workflow allows only `out`"
     assert found[2].hint == "ask for less, or widen permissions.paths.write at the top"
-    assert found[5].message == "`a` asks for a cost budget of 2.00 USD, but the workflow allows 1.00 USD"
+    assert found[5].message == "`a` asks for a cost budget of $2.00, but the workflow allows $1.00"
 
 
 def test_a_run_that_says_only_read_lets_nothing_be_written() -> None:

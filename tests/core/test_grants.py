@@ -248,6 +248,8 @@ def test_a_tool_has_one_form(text: str, form: str) -> None:
     ("text", "hint"),
     [
         ("read", "write Read"),
+        ("Grepp", "did you mean `Grep`?"),
+        ("Bash(git:*", "write Bash(git:*)"),
         ("WebFetch", "there are Read, Write, Edit, Bash, Grep, Glob, and mcp__SERVER__TOOL"),
         ("Bash(*)", "write Bash"),
         ("Bash()", "write Bash"),

@@ -410,7 +410,7 @@ def test_all_that_is_too_much_is_said_at_once() -> None:
         (("tools", 1), "for tool `Write`", "only `Read`, `Bash(git:*)`"),
         (("tools", 3), "for tool `Bash`", "only `Read`, `Bash(git:*)`"),
         (("models", 0), "for model `x/y`", "only `cheap`"),
-        (("cost_budget",), "for a cost budget of 2.00 USD", "1.00 USD"),
+        (("cost_budget",), "for a cost budget of $2.00", "$1.00"),
         (("isolation",), "for isolation `none`", "`process` or more"),
     ]
 
@@ -457,5 +457,5 @@ def test_explains_who_said_what() -> None:
         ("paths.write", "out", "node"),
         ("paths.deny", ".env*, keys", "workflow and node"),
         ("network", "none", "default where paths is declared"),
-        ("cost_budget", "1.500000001 USD", "workflow"),
+        ("cost_budget", "$1.500000001", "workflow"),
     ]

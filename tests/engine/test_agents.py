@@ -34,6 +34,15 @@ from .space import Done, Process, Space, dead, pids_in
 
 VERDICT = "{type: object, properties: {verdict: {type: string}}, required: [verdict]}"
 TWO_MODELS = "models: {first: [fake/one, fake/two]}"
+NO_TIER = """\
+provider:
+  kind: fake
+  rules: rules.yaml
+  prices:
+    fake/one: {input: "1", output: "10"}
+    fake/two: {input: "1", output: "10"}
+    fake/dear: {input: "10", output: "100"}
+"""
 WRITES = "permissions: {paths: {read: [.], write: [out]}}"
 
 
@@ -250,11 +259,11 @@ def test_the_cap_on_what_is_said(space: Space) -> None:
     assert "text" not in space.state().outputs.get(0, {})
 
 
-@pytest.mark.parametrize(("fits", "code"), [("x" * 100, 0), ("x" * 5000, 0)])
-def test_answers_small_and_large_are_whole(space: Space, fits: str, code: int) -> None:
-    agents(space, "nodes: {a: {agent: {prompt: x, tools: []}}}", f"- {{text: {fits}}}")
-    assert space.execute().code == code
-    assert output(space, "a") == fits
+@pytest.mark.parametrize("size", [100, 5000, 1 << 20])
+def test_answers_small_and_large_are_whole(space: Space, size: int) -> None:
+    agents(space, "nodes: {a: {agent: {prompt: x, tools: []}}}", f"- {{text: {'x' * size}}}")
+    assert space.execute().code == 0, why(space)
+    assert output(space, "a") == "x" * size
 
 
 # ---------------------------------------------------------------- time
@@ -383,16 +392,6 @@ def test_fail_fast_ends_a_call(space: Space) -> None:
 
 
 # ---------------------------------------------------------------- again
-
-NO_TIER = """\
-provider:
-  kind: fake
-  rules: rules.yaml
-  prices:
-    fake/one: {input: "1", output: "10"}
-    fake/two: {input: "1", output: "10"}
-    fake/dear: {input: "10", output: "100"}
-"""
 
 
 def test_another_attempt_is_another_conversation(space: Space) -> None:
@@ -622,24 +621,6 @@ def test_hostile_words_in_every_view(space: Space, live: str) -> None:
         f"- {{text: {quoted(HOSTILE)}, finish: refused, latency: 50ms}}",
     )
     assert safe(space.execute("--ui", live, env={"TERM": "xterm"})).code == 1
-
-
-def test_a_lone_surrogate_in_an_answer_is_no_end_of_the_engine(space: Space) -> None:
-    agents(
-        space,
-        """
-        nodes:
-          a: {agent: {prompt: x, tools: []}}
-          b: {inputs: {said: nodes.a.text}, agent: {prompt: "Look at ${{ inputs.said }}", tools: []}}
-        """,
-        '- {node: a, text: "half \\uD83D here"}\n- {text: ok}',
-    )
-    done = safe(space.execute())
-    assert "bug" not in done.err
-    assert done.code in (0, 3), done  # a rules file that can't hold it is refused as a whole
-    if done.code == 0:
-        assert "half" in str(output(space, "a"))
-        tells(space, "a", "b")
 
 
 def test_a_real_endpoint_that_says_hostile_things(space: Space) -> None:

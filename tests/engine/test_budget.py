@@ -10,32 +10,25 @@ from pathlib import Path
 import pytest
 
 from dagrun.core.event import (
-    AttemptFinished,
     CallEnded,
     CallReserved,
-    EngineAttached,
     Event,
     NodeStarted,
     ToolEnded,
     Warned,
 )
-from dagrun.core.names import Outcome
 from dagrun.store.fault import POINTS
 
 from .asking import (
     CENT,
     PRICES,
     agents,
-    answers,
     books,
     bought,
     closed,
     output,
-    prompt,
     replies,
-    requests,
     reserved,
-    uses,
     why,
 )
 from .space import Space
@@ -588,7 +581,3 @@ def test_the_summary_and_the_trace_say_what_was_spent(space: Space) -> None:
     text = json.dumps(entry)
     for part in ('"cached', '"reasoning', "fake/one"):
         assert part in text, text
-    assert Outcome.COMPLETED in [e.outcome for e in space.events() if isinstance(e, AttemptFinished)]
-    assert not [e for e in space.events() if isinstance(e, EngineAttached)][1:]
-    assert "ok" in prompt(requests(space, "a")[0]) or len(answers(space)) == 1
-    assert uses(space) == []

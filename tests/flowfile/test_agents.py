@@ -294,7 +294,8 @@ def test_defaults_of_commands_are_none_of_agents() -> None:
         ("{agent: x, isolation: none, permissions: {network: none}}", "not-held", (3, 48), "isolation: process"),
         ("{agent: x, group: g}", "not-shared", (3, 17), "isolation: none"),
         ("{agent: {prompt: x, max_turns: 0}}", "bad-value", (3, 37), "at least 1"),
-        ("{agent: {prompt: x, max_tokens: 1e9}}", "bad-value", (3, 38), "at most"),
+        ("{agent: {prompt: x, max_turns: many}}", "bad-value", (3, 37), "a whole number is wanted here"),
+        ("{agent: {prompt: x, max_tokens: 1e9}}", "bad-value", (3, 38), "at most 1,000,000"),
         ("{agent: {prompt: x, temperature: 2.1}}", "bad-value", (3, 39), "at most 2"),
         ("{agent: {prompt: x, skills: [../x]}}", "bad-value", (3, 35), "write x"),
         ("{agent: {prompt: x, tools: [read]}}", "bad-value", (3, 34), "write Read"),
@@ -307,6 +308,8 @@ def test_defaults_of_commands_are_none_of_agents() -> None:
         ("{agent: {prompt: x, tools: [mcp__s__t]}}", "unknown-server", (3, 34), "mcp: [s]"),
         ("{agent: {prompt: '${{ inputs.x }}'}}", "unknown-name", (3, 28), "no input"),
         ("{agent: {prompt: '${{ nodes.b.o }}'}}", "unknown-name", (3, 28), "inputs"),
+        ("{agent: {prompt: '${{ env.HOME }}'}}", "unknown-name", (3, 28), "env: {HOME: …}"),
+        ("{agent: {prompt: '${{ env.HOM }}'}, env: {HOME: /}}", "unknown-name", (3, 28), "`HOME`"),
         ("{agent: {prompt: x, system: '${{ params.p }}'}}", "expression-in-system", (3, 35), "prompt"),
         ("{agent: x, on_failure: {replanner: {prompt: '${{ inputs.i }}'}}}", "unknown-name", (3, 55), "dagrun adds"),
         ("{agent: x, on_failure: {replanner: {model: x}}}", "unknown-tier", (3, 49), "`x`"),
@@ -317,6 +320,14 @@ def test_a_wrong_agent(node: str, code: str, place: tuple[int, int], said: str) 
     problem = one(flow(f"a: {node}"))
     assert (problem.code, (problem.line, problem.column)) == (code, place)
     assert said in f"{problem.message} {problem.hint}"
+
+
+def test_a_tier_that_is_permitted_and_nowhere_declared() -> None:
+    top = "permissions: {models: ['*', strng]}\n"
+    found = load(flow("a: {agent: x, permissions: {models: ['openai/*', strong, cheap]}}", top))
+    (problem,) = [p for p in found.warnings if p.code == "unknown-tier"]
+    assert (problem.severity, problem.line, problem.column) == ("warning", 2, 29)
+    assert problem.hint == "did you mean `strong`?"
 
 
 @pytest.mark.parametrize(

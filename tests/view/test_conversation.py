@@ -1,26 +1,24 @@
-"""What agents said and did, and why one failed, from the events alone."""
+"""What agents said and did, from the events alone."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
-from dagrun.agent.messages import CallFailed, Reply
-from dagrun.core.names import Outcome
+from dagrun.agent.messages import CallFailed, Message, Reply, ToolCall
 from dagrun.view.conversation import (
     Call,
     ToolUse,
     conversation_json,
     conversation_lines,
     conversations,
-    failure_lines,
+    refusals,
     rejections,
 )
 from dagrun.view.detail import failures_table, node_detail
 from dagrun.view.text import Look, cells
 
-from .agents_story import BIG, ERRORS, FAST, LIMITED, PROMPT, Talking, agent, broke, get, reply, research
-from .story import BEGIN, Story, node
+from .agents_story import BIG, ERRORS, FAST, PROMPT, Talking, agent, broke, get, reply, research
+from .story import BEGIN
 
 
 def lines(story: Talking, name: str, look: Look = Look(), *, full: bool = False, attempt: int = 1) -> list[str]:  # noqa: B008
@@ -46,7 +44,7 @@ def test_the_conversation_in_short() -> None:
     assert lines(research(), "scan") == [
         "CALL                        TURN  TRY     IN  OUT  CACHED  THOUGHT    COST  FIRST  TIME",
         "anthropic/claude-haiku-4-5     1                                                   1.0s",
-        "    rate limit 429, to be tried again in 6.0s: slow down",
+        "    rate limit 429, it asks to wait 6.0s: slow down",
         "openai/gpt-5                   1    2  1,000  200     400       50  $0.002   0.2s  1.0s",
         "    anthropic/claude-haiku-4-5: rate limited → the next",
         "    answered by gpt-5-2026",
@@ -182,38 +180,38 @@ def test_out_of_money_says_which_scope_and_what_is_spent() -> None:
     ]
 
 
-def failed(outcome: Outcome, error: str, *answers: object) -> list[str]:
+def working() -> Talking:
+    """An agent that asks for three tools at once: one is refused, one fails, one works."""
     story = Talking(agent("a"))
-    story.begin("a")
-    for k, answer in enumerate(answers, 1):
-        story.ask("a", PROMPT, model=(FAST, BIG)[k > 2], tries=k).answer("a", answer)  # type: ignore[arg-type]
-    story.at(9).end("a", outcome, error=error)
-    return failure_lines(story.state, 0, conversations(story.told)["a", 1], get)
+    shell = ToolCall(id="c1", name="Bash", arguments={"command": "rm -rf src"})
+    read = ToolCall(id="c2", name="Read", arguments={"file_path": ".env"})
+    found = ToolCall(id="c3", name="Glob", arguments={"pattern": "*"})
+    story.begin("a").ask("a", PROMPT).answer("a", reply("", shell, read, found))
+    story.use("a", "Read", {"file_path": ".env"}, ".env is denied", ok=False, number=2)
+    story.use("a", "Glob", {"pattern": "*"}, "error: is a fine name for a file", number=3)
+    results = {"c1": "error: not permitted", "c2": "error: .env is denied", "c3": "error: is a fine name for a file"}
+    told = [Message(role="tool", content=text, tool_call_id=name) for name, text in results.items()]
+    story.ask("a", Message(role="assistant", content="", tool_calls=(shell, read, found)), *told, turn=2)
+    return story.answer("a", reply("done"))
 
 
-def test_what_was_tried_before_it_was_given_up() -> None:
-    over = CallFailed(kind="overloaded", message="busy", status=503)
-    assert failed(Outcome.FAILED, "the model call failed", LIMITED, LIMITED, over) == [
-        f"    tried: {FAST} rate limit 2x, {BIG} overloaded"
+def test_a_tool_call_that_was_refused_is_shown_though_nothing_ran() -> None:
+    story = working()
+    assert refusals(conversations(story.told)["a", 1], get) == {1: (("Bash", "not permitted"),)}
+    assert "    refused Bash: not permitted" in lines(story, "a")
+    made = conversation_json(conversations(story.told)["a", 1], get)
+    assert [step["refused_tools"] for step in made if isinstance(step, dict) and "refused_tools" in step] == [
+        [{"tool": "Bash", "why": "not permitted"}]
     ]
 
 
-def test_a_cut_answer_says_how_long_it_may_be() -> None:
-    assert failed(Outcome.TRUNCATED, "cut off", reply(model=FAST)) == [f"    {FAST} may answer with 256 tokens"]
+def test_a_result_that_failed_is_shown_once() -> None:
+    whole = "\n".join(lines(working(), "a", full=True))
+    assert whole.count(".env is denied") == 1
+    assert whole.count("| error: not permitted") == 1, "nothing else tells what the model was told"
 
 
-def test_a_command_that_failed_has_no_more_to_say() -> None:
-    story = Story([node("a")]).start("a").at(1).end("a", Outcome.FAILED, exit_code=1)
-    assert failure_lines(story.state, 0, (), get) == []
-
-
-def test_invalid_output_tells_each_answer_that_was_rejected() -> None:
-    story = research()
-    i = story.plan.index["scan"]
-    steps = conversations(story.told)["scan", 1]
-    last = story.state.attempts[i][-1]
-    assert last.finish is not None
-    last.finish = replace(last.finish, outcome=Outcome.INVALID_OUTPUT)
-    told = failure_lines(story.state, i, steps, get)
-    errors = ".summary: is missing; .count: must be an integer"
-    assert told == [f"    the answer to call 3 did not fit its schema: {errors}", f"    tried: {FAST} rate limit"]
+def test_no_call_is_taken_for_refused_before_the_next_question() -> None:
+    story = Talking(agent("a"))
+    story.begin("a").ask("a", PROMPT).answer("a", reply("", ToolCall(id="c1", name="Bash", arguments={})))
+    assert refusals(conversations(story.told)["a", 1], get) == {}

@@ -277,7 +277,7 @@ def test_agents() -> None:
     story.end("write", Outcome.OVER_BUDGET, error="no money is left")
     assert lines_of(log, story, stream)[1:] == [
         "22:13:20 start   scan",
-        "22:13:21 call    scan          call 1: rate limit in 0.0s, to be tried again in 6.0s",
+        "22:13:21 call    scan          call 1: rate limit in 0.0s, it asks to wait 6.0s",
         f"22:13:21 model   scan          asks {BIG}: {FAST}: rate limited → next",
         "22:13:24 ok      scan          4.0s  2,400 tokens  $0.004",
         "22:13:24 start   write",

@@ -11,10 +11,10 @@ from dagrun.core.names import Json, Outcome
 from dagrun.core.patch import Fallback, Insert, Modify, Operation, Patch, Remove, Rerun, Retry, SetLimits
 from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.replan import Verdict, admit
-from dagrun.core.workflow import Docker, Input, Node, Output, Review
+from dagrun.core.workflow import Agent, Docker, Input, Node, Output, Review
 from dagrun.view.draw import draw
 from dagrun.view.frame import take
-from dagrun.view.preview import Change, change_lines, change_of, file_diff, node_changes, preview_json, preview_text
+from dagrun.view.preview import Change, Cost, change_lines, change_of, file_diff, node_changes, preview_json, preview_text
 from dagrun.view.revisions import Entry, action_document, history_document, history_table
 from dagrun.view.text import ASCII, Look, Paint
 
@@ -65,6 +65,28 @@ def test_rights_are_shown_key_by_key_and_unsaid_is_not_none() -> None:
     assert any("isolation container   with permissions of its own" in line for line in come)
     bare = Node(id="a", run="x", permissions=Permissions(network="any"))
     assert list(node_changes(Node(id="a", run="x"), bare)) == ["permissions.network unsaid -> any"]
+
+
+def test_an_agent_is_shown_by_its_keys_and_what_it_can_cost() -> None:
+    story = Story([Node(id="a", agent=Agent(prompt="Look", tools=("Read",)))], models={"main": ("vendor/model",)})
+    old = story.plan.nodes[0]
+    assert old.agent is not None
+    new = replace(old, agent=replace(old.agent, model="main", max_turns=3))
+    assert list(node_changes(old, new)) == ["agent.max_turns 10 -> 3", "agent.model none -> main"]
+    come = Node(id="b", agent=Agent(prompt="Say more"), isolation="context")
+    change = changed(story, Insert(id="b", node=come, after=("a",)))
+    for cost, said in (
+        (Cost(0), "costs $0.00 now"),
+        (Cost(450_000_000, 1_000_000_000), "can cost $0.45 at most"),
+        (Cost(450_000_000, 90_000_000), "can cost $0.09 at most, all that is left"),
+        (Cost(None, 90_000_000), "can cost $0.09 at most, all that is left"),
+        (Cost(None), "what it can cost is unknown: a model has no price"),
+    ):
+        shown = preview_text(replace(change, cost=cost), HEAD).splitlines()
+        assert shown[1] == "+ b  agent: Say more   wave 2   after a"
+        assert shown[2].endswith(f"   {said}")
+    assert preview_json(replace(change, cost=Cost(450_000_000, 90_000_000)))["cost_usd"] == 0.09
+    assert preview_json(replace(change, cost=Cost(None)))["cost_usd"] is None
 
 
 def test_the_preview_of_the_mock() -> None:
