@@ -64,6 +64,7 @@ SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "AWS_EC2_METADATA_SERVICE_NUM_ATTEMPTS": "1",
+    "AIOHTTP_KEEPALIVE_TIMEOUT": "4",  # servers give up idle connections from 5 s on: a call sent then may be billed
 }
 MISSING = "litellm is not installed, and live models need it: pip install 'dagrun[llm]'"
 
@@ -234,7 +235,7 @@ class Broker:
 
     async def _call(self, caller: Caller, number: int, request: Request, timeout_s: float) -> None:
         """One call from its ask to its answer, whatever litellm does with a cancellation."""
-        call = Call(caller, request, timeout_s, _Teller(self, number))
+        call = Call(caller, request, _Teller(self, number))
         cancelled = self._cancels[number] = asyncio.get_running_loop().create_future()
         running = asyncio.ensure_future(call.run())
         await asyncio.wait({running, cancelled}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

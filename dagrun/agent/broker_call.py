@@ -21,6 +21,7 @@ from dagrun.agent.structured import NoJson, strict
 from dagrun.core.mask import Masker
 
 CONNECT_S = 15.0
+NEVER_S = 30 * 86400.0  # clients are kept by their time-outs: one of its own for each call would never be used again
 NO_KEY = "none"  # what is sent where an endpoint wants no key, as clients insist on one
 _FORBIDDEN = ("://", "//", "..", "?", "#", "%", "\\", "os.environ")
 _FINISH: Mapping[str, FinishReason] = {
@@ -46,7 +47,7 @@ class Caller:
     base_url: str
     mask: Masker
 
-    def parameters(self, request: Request, timeout_s: float) -> dict[str, Any]:
+    def parameters(self, request: Request) -> dict[str, Any]:
         """What litellm is called with. Raises ValueError for a model that could lead elsewhere, or has no key."""
         import httpx
 
@@ -61,7 +62,7 @@ class Caller:
             "stream": True,
             "stream_options": {"include_usage": True},
             # ours comes first: these only keep litellm's own from being shorter
-            "timeout": httpx.Timeout(timeout_s + 30, connect=CONNECT_S),
+            "timeout": httpx.Timeout(NEVER_S, connect=CONNECT_S),
             "max_retries": 0,
             "num_retries": 0,
             "caching": False,
@@ -95,10 +96,9 @@ class Caller:
 class Call:
     """One call: `run` it, in a task of its own, then ask for the `answer`. `said` gets all the text so far."""
 
-    def __init__(self, caller: Caller, request: Request, timeout_s: float, said: Callable[[str], None]) -> None:
+    def __init__(self, caller: Caller, request: Request, said: Callable[[str], None]) -> None:
         self._caller = caller
         self._request = request
-        self._timeout_s = timeout_s
         self._said = said
         self._wire = Wire()
         self._collected = Collected(monotonic())
@@ -106,7 +106,7 @@ class Call:
     async def run(self) -> None:
         """Make the call. Raises whatever litellm raises."""
         CURRENT.set(self._wire)
-        parameters = self._caller.parameters(self._request, self._timeout_s)
+        parameters = self._caller.parameters(self._request)
         stream = await self._caller.litellm.acompletion(**parameters)
         await self._collected.read(stream, self._said)
 

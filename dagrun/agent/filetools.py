@@ -76,7 +76,7 @@ def write(roots: Roots, given: dict[str, Any], room: int) -> str:
     finally:
         os.close(folder)
     lines = content.count("\n") + (not content.endswith("\n") and bool(content))
-    return f"{'replaced' if existed else 'made'} {path} ({lines} lines)"
+    return f"{'replaced' if existed else 'made'} {path} ({lines} line{'' if lines == 1 else 's'})"
 
 
 def edit(roots: Roots, given: dict[str, Any], room: int) -> str:

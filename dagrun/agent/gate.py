@@ -29,7 +29,7 @@ def refusal(call: ToolCall, tools: Sequence[Json], rules: Sequence[tuple[str, ..
     """Why a call is not let through, in words for the model; empty when it is."""
     names = [name_of(tool) for tool in listed(tools, rules)]
     if call.name not in names:
-        there = f"there are {', '.join(names)}" if names else "there are none"
+        there = f"there {'is' if len(names) == 1 else 'are'} {', '.join(names)}" if names else "there are none"
         return f"there is no tool {_shown(call.name)}: {there}"
     if call.arguments is None:
         return f"the arguments are no JSON object: {_shown(call.text)}"

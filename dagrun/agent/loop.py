@@ -218,7 +218,7 @@ def _failed(state: State, answer: CallFailed) -> Finish:
     return Finish(
         outcome=outcome,
         text=answer.partial or _said(state),
-        error=f"the model call failed ({answer.kind}): {answer.message}",
+        error=f"the model call failed ({answer.kind.replace('_', ' ')}): {answer.message}",
         kind=answer.kind,
         transient=answer.kind in TRANSIENT,
     )

@@ -231,7 +231,7 @@ def _placed(
 def _choice(one: _Open, ask: Ask, tokens: int, last: Failure | None, number: int, reasons: list[Reason]) -> Choice:
     price, said = one.price, list(reasons)
     if last is not None:
-        then = f"again in {one.wait_s:.1f} s" if price.model == last.model else "next"
+        then = f"again in {one.wait_s:.1f}s" if price.model == last.model else "next"
         said.insert(0, Reason(model=last.model, code=last.kind, text=f"{_SAID[last.kind]} → {then}"))
     if tokens == price.max_output and tokens < ask.max_tokens:
         said.append(_reason(price, "max_output", f"{ask.max_tokens} → {tokens} tokens: it writes no more"))

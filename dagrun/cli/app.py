@@ -24,14 +24,14 @@ COMMANDS: Mapping[str, Entry] = {
     "plan": Entry("dagrun.cli.plan", "plan", "Show what would run, wave by wave."),
     "execute": Entry("dagrun.cli.execute", "execute", "Run a workflow, always as a new run."),
     "resume": Entry("dagrun.cli.execute", "resume", "Go on with a run that has not completed."),
-    "cancel": Entry("dagrun.cli.execute", "cancel", "End a run for good."),
+    "cancel": Entry("dagrun.cli.execute", "cancel", "End a run."),
     "replan": Entry("dagrun.cli.replan", "replan", "Change the plan of a run, or a workflow file."),
     "review": Entry("dagrun.cli.review", "review", "Decide what waits for a human."),
     "status": Entry("dagrun.cli.look", "status", "How a run stands: running, blocked and why."),
     "runs": Entry("dagrun.cli.runs", "runs", "List the runs of this project; `runs gc` removes old ones."),
     "logs": Entry("dagrun.cli.logs", "logs", "What a node wrote."),
     "outputs": Entry("dagrun.cli.look", "outputs", "The values that a run or a node gave."),
-    "trace": Entry("dagrun.cli.trace", "trace", "What happened: show, list, follow."),
+    "trace": Entry("dagrun.cli.trace", "trace", "What happened: show, list, follow, export."),
     "diff": Entry("dagrun.cli.compare", "diff", "The patch that leads from one plan to another."),
     "rehearse": Entry("dagrun.cli.compare", "rehearse", "Fail each node in simulation, and say what then."),
     "export": Entry("dagrun.cli.compare", "export", "The graph of a run as it ran, as a workflow."),
@@ -70,7 +70,7 @@ def _program(
     ctx: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Runs a graph of commands from one YAML file, and lets you change it while it runs.
+    """Runs a graph of commands and agents from one YAML file, and lets you change it while it runs.
 
     RUN is a short id such as r7k2, the start of one, or `last`; left out it is the last run.
     """

@@ -360,7 +360,7 @@ def go_on(settings: Settings, run: str, accept_missing: str = "") -> None:
 
 @command("cancel", "dagrun cancel\ndagrun cancel r7k2")
 def cancel(ctx: typer.Context, run: str = ARGUMENT) -> None:
-    """End a run for good: what runs is ended, what waits is not started. It can still be resumed."""
+    """End a run: what runs is ended, what waits is not started. It can still be resumed."""
     from dagrun.core.names import RunStatus
     from dagrun.engine.recovery import request_cancel
     from dagrun.store.rundir import find_run

@@ -168,6 +168,10 @@ def next_commands(run: RunDir, state: RunState, now: RunStatus) -> list[str]:
     if now is RunStatus.NEEDS_REVIEW:
         return [f"dagrun review {run.id}"]
     found = [f"dagrun logs {run.id} {state.plan.ids[i]}" for i in _having(state, Status.FAILED)[:1]]
+    if state.created.replay_of:
+        from dagrun.view.summary import again_text
+
+        return [*found, again_text(state)]
     return [*found, f"dagrun resume {run.id}"]
 
 

@@ -47,7 +47,7 @@ def list_(ctx: typer.Context, flow: str = _FLOW) -> None:
         return
     rows = [(clean(s.name), s.owner, _tools_text(s), clean(s.description)) for s in found.skills]
     if rows:
-        heads = [Head("skill"), Head("from"), Head("tools"), Head("description")]
+        heads = [Head("SKILL"), Head("FROM"), Head("TOOLS"), Head("DESCRIPTION")]
         emit("\n".join(table(heads, rows, look_for(settings, sys.stdout))))
     elif not found.broken:
         say(f"no skills in {', '.join(clean(p.path) for p in places)}")

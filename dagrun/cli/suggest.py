@@ -185,7 +185,8 @@ def _model_of(workflow: Workflow, name: NodeId) -> str:
 
     agent = workflow.nodes[name].agent
     assert agent is not None
-    return wish_of(workflow, agent) or "a model"
+    wish = wish_of(workflow, agent)
+    return wish if wish in workflow.models or "/" in wish else "a model"
 
 
 # ---------------------------------------------------------------- its run

@@ -8,7 +8,7 @@ and all else waits. Permissions are not looked at here: nobody widens them (narr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TypeAlias, cast
 
 from dagrun.core.agents import offer_of
@@ -26,6 +26,7 @@ READING = frozenset({"Read", "Grep", "Glob"})
 _TIMING = frozenset(
     "title needs retry timeout_s grace_s resources pids file_size output_bytes estimate_s permissions isolation".split()
 )
+_TUNING = ("model", "max_turns", "max_tokens", "temperature")  # of an agent
 _COMMAND = "run shell cwd env pass_env secrets secret_files".split()
 
 
@@ -103,10 +104,15 @@ def _changes(name: NodeId, before: Node, after: Node) -> list[str]:
         was, now = getattr(before, key), getattr(after, key)
         if was == now or key in _TIMING:
             continue
-        agents = isinstance(was, Agent) and isinstance(now, Agent) and only_reads(was) and only_reads(now)
-        if not agents:
+        if not (isinstance(was, Agent) and isinstance(now, Agent) and _is_tuned(was, now)):
             found.append(f"it changes `{_KEYS.get(key, key)}` of `{name}`")
     return found
+
+
+def _is_tuned(was: Agent, now: Agent) -> bool:
+    """Whether an agent that only reads is told the same: others rely on its judgement, not on which model it is."""
+    same = replace(now, **{key: getattr(was, key) for key in _TUNING})
+    return same == was and only_reads(was)
 
 
 _KEYS = {"condition": "if", "secret_files": "secrets"}

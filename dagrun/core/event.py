@@ -100,7 +100,8 @@ class AttemptFinished:
     """One attempt is over and every process of it is dead. Without a NodeStarted it never ran.
 
     `outputs` maps names to `{"v": value}` or `{"sha": …, "size": …}`; `limit` names what an
-    over_limit broke; `max_rss_bytes` is None where it can't be told from dagrun's own.
+    over_limit broke; `max_rss_bytes` is None where it can't be told from dagrun's own. `permanent`: it would
+    fail in the same way again (no valid key, a request that is refused), so it is not tried again.
     """
 
     node: NodeId
@@ -118,6 +119,7 @@ class AttemptFinished:
     cpu_ms: int | None = None
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    permanent: bool = False
 
 
 @value(frozen=True, slots=True, kw_only=True)

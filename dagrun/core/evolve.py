@@ -219,7 +219,7 @@ def _not_completed(state: RunState, i: int, event: AttemptFinished) -> None:
         if node.idempotent and state.lost[i] <= LOST_BUDGET:
             wait_for_needs(state, i)
             return
-    elif node.idempotent or outcome is not Outcome.TIMED_OUT:
+    elif not event.permanent and (node.idempotent or outcome is not Outcome.TIMED_OUT):
         tries = len(state.attempts[i]) - state.tries_base.get(i, 0) - state.lost.get(i, 0)
         delay = retry_delay_s(node.retry, outcome, tries, state.created.run_id, node.id, event.attempt)
         if delay is not None:

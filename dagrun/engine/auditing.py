@@ -16,7 +16,7 @@ from dagrun.agent.loop import START, State, effect, step
 from dagrun.agent.messages import Message, Reply, Request
 from dagrun.agent.prompt import build, first_difference
 from dagrun.agent.replay import canonical, difference
-from dagrun.agent.skills import find, search_path
+from dagrun.agent.skills import Place, Skill, find, search_path
 from dagrun.agent.steps import Answered, CallModel, CallTool, Task, ToolReturned
 from dagrun.core import expression as ex
 from dagrun.core.event import AttemptFinished, NodeStarted
@@ -184,24 +184,40 @@ def _scope(bench: Workbench, state: RunState, node: Node) -> tuple[ex.Scope, Map
     return replace(scope, env=own), inputs
 
 
+def _skill_places(record: Record, home: str) -> list[tuple[Place, ...]]:
+    """Where skills lay when it was recorded, and where they lie here: a record goes from machine to machine."""
+    file = record.created.file
+    made = []
+    for project in dict.fromkeys((record.created.project, os.getcwd())):
+        base = project if file in ("", "<stdin>") else os.path.dirname(os.path.normpath(os.path.join(project, file)))
+        made.append(search_path(base, home))
+    return made
+
+
+def _same_skill(name: str, digest: Json, places: Sequence[tuple[Place, ...]]) -> Skill | None:
+    for where in places:
+        try:
+            found = find(name, where)
+        except DagrunError:
+            continue
+        if found.digest == digest:
+            return found
+    return None
+
+
 def _skills(record: Record, event: NodeStarted, node: Node, home: str, finding: Finding) -> list[RecordedSkill]:
     """The skills of an attempt: from their files where those are still what they were, else from the copy."""
     assert node.agent is not None
     kept = cast("Mapping[str, Mapping[str, Json]]", event.agent.get("skills") or {})
     if list(kept) != list(node.agent.skills):
         raise JournalError(f"the plan names the skills {list(node.agent.skills)}, the journal has {list(kept)}")
-    file, project = record.created.file, record.created.project
-    base = project if file in ("", "<stdin>") else os.path.dirname(os.path.normpath(os.path.join(project, file)))
+    places = _skill_places(record, home)
     made = []
     for name, copy in kept.items():
         where = f"{record.name}, node {event.node}, attempt {event.attempt}, skill {name}"
         body = str(read(record, cast("Mapping[str, Json]", copy["body"]), where))
-        try:
-            found = find(name, search_path(base, home))
-            same = found.digest == copy["digest"]
-        except DagrunError:
-            same = False
-        if same:
+        found = _same_skill(name, copy["digest"], places)
+        if found is not None:
             body = found.body
         else:
             finding.notes.append(f"skill {name}: its file is not as it was; the copy of the run is taken")

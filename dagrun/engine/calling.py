@@ -84,7 +84,9 @@ class Caller:
     def _answered(self, talk: Talk, answer: Answer, now: float, fold: Fold) -> None:
         """Settle, then go on, try again, or try another model."""
         asking = talk.asking
-        assert asking is not None and asking.choice is not None and asking.request is not None
+        assert asking is not None
+        assert asking.choice is not None
+        assert asking.request is not None
         if self._bench.mask:
             answer = answer_from_json(self._bench.mask.value(answer_to_json(answer)))  # type: ignore[arg-type]
         answer = self._settle(talk, asking, asking.choice, answer, now, fold)

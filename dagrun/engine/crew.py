@@ -52,8 +52,8 @@ class Crew:
     """Who works on one run now. `room` is how many may: it shrinks when the machine has no more to give.
 
     Its processes are registered in `poll`, its deadlines in `timers`: hand what is ready to `reap`
-    and what is due to `due`. `agents` has those that are no command, once there is one. `facts` and `patches` (what nodes wrote to $DAGRUN_PATCH, not judged
-    yet) grow here and are taken by the caller.
+    and what is due to `due`. `agents` has those that are no command, once there is one. `facts` and
+    `patches` (what nodes wrote to $DAGRUN_PATCH, not judged yet) grow here and are taken by the caller.
     """
 
     def __init__(

@@ -334,7 +334,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
         if state.created.replay_of:
             raise ConflictError(
                 f"run {run.id} plays run {state.created.replay_of} again: it can't go on with anything else",
-                hint="play it again from the begin: dagrun execute FILE --replay RUN",
+                hint="play it again from the beginning: dagrun execute FILE --replay RUN",
             )
         killed = reap(run, state)
         workflow = state.plan.workflow

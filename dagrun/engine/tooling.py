@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from dagrun.agent.gate import name_of
 from dagrun.agent.loop import effect, step
 from dagrun.agent.prompt import ToolOutput
 from dagrun.agent.steps import CallTool, ToolReturned
 from dagrun.core.event import Event, ToolEnded, ToolsListed
+from dagrun.core.grants import call_of
 from dagrun.core.names import Json, Outcome
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Node
@@ -31,6 +33,17 @@ if TYPE_CHECKING:
     from dagrun.engine.mcpseat import McpSeat
 
 Fold: TypeAlias = Callable[[Event], None]
+
+
+def _unlisted(talk: Talk, names: set[str]) -> str:
+    """What is wrong with an offer that names a tool which no MCP server lists; "" if nothing is."""
+    for pattern in talk.begin.task.rules[0]:
+        tool = call_of(pattern).tool
+        if not tool.startswith("mcp__") or tool.endswith("__*") or tool in names:
+            continue
+        mine = sorted(name for name in names if name.startswith(tool[: tool.index("__", 5) + 2]))
+        return f"no MCP server lists `{tool}`" + (f": there are {', '.join(mine)}" if mine else "")
+    return ""
 
 
 class Tools:
@@ -223,6 +236,9 @@ class Tools:
             fold(ToolsListed(node=node, attempt=talk.number, server=name, digest=digest, tools=kept))
         talk.begin = replace(talk.begin, task=replace(talk.begin.task, tools=tuple(tools)))
         talk.waits = ""
+        lacking = _unlisted(talk, {name_of(tool) for tool in tools})
+        if lacking and talk.ending is None:
+            talk.ending = Ending(Outcome.FAILED, lacking)
 
     # ------------------------------------------------------------ when the record is written
 

@@ -325,10 +325,8 @@ class Builder:
         name = str(wanted)
         templates = self.workflow.templates
         if name not in templates:
-            hint = near(name, templates)
-            hint = hint or (
-                f"there are {', '.join(templates)}" if templates else "write the node in place: with: {run: …}"
-            )
+            known = f"there {'is' if len(templates) == 1 else 'are'} {', '.join(templates)}" if templates else ""
+            hint = near(name, templates) or known or "write the node in place: with: {run: …}"
             self.faults.append(Fault(("fallback", "with"), "unknown-template", f"there is no template `{name}`", hint))
             return None
         self._write("fallback", id=made.id, **{"with": name}, **running)

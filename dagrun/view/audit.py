@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from dagrun.view.tables import Head, table
-from dagrun.view.text import Look, clean
+from dagrun.view.text import Look, clean, plural
 
 # what a label begins with, and the column that it counts in
 COLUMNS = ("system", "skill", "prompt", "input", "tool", "turn", "group")
@@ -40,9 +40,9 @@ def audit_text(run_id: str, findings: Sequence[Audited], look: Look) -> str:
     """The whole report; the bytes are those of all requests of an attempt."""
     if not findings:
         return f"run {clean(run_id)} asked no model: there is nothing to explain"
-    heads = [Head("node"), Head("try", right=True), Head("calls", right=True), Head("")]
+    heads = [Head("NODE"), Head("TRY", right=True), Head("CALLS", right=True), Head("")]
     shown = [name for name in COLUMNS if any(by_kind(f.sent)[name] for f in findings)]
-    heads += [Head(name, right=True) for name in shown]
+    heads += [Head(name.upper(), right=True) for name in shown]
     rows = [_row(finding, shown) for finding in findings]
     lines = table(heads, rows, look)
     for finding in findings:
@@ -63,7 +63,7 @@ def _verdict(run_id: str, findings: Sequence[Audited]) -> list[str]:
     total = sum(sum(f.sent.values()) for f in findings)
     if not wrong:
         calls = sum(f.calls for f in findings)
-        return [f"run {clean(run_id)}: every byte of {calls} requests is explained ({total:,} bytes)"]
+        return [f"run {clean(run_id)}: every byte of {plural(calls, 'request')} is explained ({total:,} bytes)"]
     return [
         f"{clean(f.node)}, attempt {f.attempt}{f', call {f.call}' if f.call else ''}: {clean(f.problem)}" for f in wrong
     ]

@@ -15,9 +15,10 @@ from dagrun.view.text import PLAIN, Look, clean, folded, last_lines
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dagrun.core.event import AttemptFinished
     from dagrun.core.permissions import Effective, Network
     from dagrun.core.state import RunState
-    from dagrun.core.workflow import Node
+    from dagrun.core.workflow import Agent, Node
 
 _LINES = 3  # the reason of a failure is nearly always in its last lines
 _BYTES = 4096
@@ -93,6 +94,10 @@ def ways_on(state: RunState, i: int) -> list[tuple[str, str]]:
     if finish is None:
         return []
     run, name = state.created.run_id, state.plan.ids[i]
+    agent = state.plan.nodes[i].agent
+    larger = _larger(agent, finish) if agent is not None else ""
+    if larger:
+        return [("more of it? try again", f"dagrun replan {run} --retry {name}:{larger} --resume")]
     if finish.outcome is Outcome.OVER_LIMIT:
         more = _doubled(state.plan.nodes[i], finish.limit)
         command = f"dagrun replan {run} --retry '{name}:resources.{finish.limit}={more}' --resume"
@@ -108,6 +113,13 @@ def ways_on(state: RunState, i: int) -> list[tuple[str, str]]:
         again = f"dagrun execute {file} --from {name} --outputs-of {run}"
         ways.append(("gave it more? again", again))
     return ways
+
+
+def _larger(agent: Agent, finish: AttemptFinished) -> str:
+    """Twice the limit of its own that an agent has met, as `replan --retry` takes it; "" for another end."""
+    if finish.outcome is Outcome.OVER_LIMIT and finish.limit == "turns":
+        return f"max_turns={agent.max_turns * 2}"
+    return f"max_tokens={agent.max_tokens * 2}" if finish.outcome is Outcome.TRUNCATED else ""
 
 
 # ---------------------------------------------------------------- ceilings

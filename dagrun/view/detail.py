@@ -5,7 +5,7 @@ As in tables.py nothing is cut in a pipe, and every text of a node, a model or a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from json import dumps
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ def node_detail(
         "wave": f"{entry.wave} of {state.plan.depth}",
         "review": node.review.message or "yes" if node.review else "",
         "run": first + (f" {look.glyphs.ellipsis}" if rest else ""),
-        **_agent_facts(entry.agent),
+        **_agent_facts(entry.agent, state.plan.workflow.models),
         "if": node.condition,
         "needs": _names(state, state.plan.needs[i]),
         "needed by": _names(state, state.plan.dependents[i]),
@@ -143,8 +143,8 @@ def node_detail(
     return "\n".join(lines) + "\n"
 
 
-def _agent_facts(used: Usage | None) -> dict[str, str]:
-    """What an agent asked, used and spent, in words."""
+def _agent_facts(used: Usage | None, tiers: Collection[str]) -> dict[str, str]:
+    """What an agent asked, used and spent, in words; a tier that nobody declared is not worth one."""
     if used is None:
         return {}
     cached = f" ({used.cached:,} cached)" if used.cached else ""
@@ -152,7 +152,8 @@ def _agent_facts(used: Usage | None) -> dict[str, str]:
     repeated = f", {used.repeats:,} repeated" if used.repeats else ""
     reused = f", {used.reused:,} reused" if used.reused else ""
     answered = ", ".join(f"{model} {count}x" if count > 1 else model for model, count in used.models.items())
-    asked = f"{used.asked} asked" if used.asked and used.asked not in used.models else ""
+    named = used.asked in tiers or "/" in used.asked
+    asked = f"{used.asked} asked" if named and used.asked not in used.models else ""
     held = f", {money(used.held)} held" if used.held else ""
     first = used.first_token_ms
     return {

@@ -13,6 +13,7 @@ from dagrun.view.text import (
     clock,
     counts_text,
     cut,
+    cut_begin,
     glyph,
     last_line,
     money,
@@ -201,7 +202,8 @@ def _row(row: Row, columns: list[Column], node: int, last: int, look: Look, widt
     text = "  ".join(parts)
     tail = ""
     if last:
-        tail = look.cut(clean(row.text) if row.text else last_line(row.output) or clean(row.else_), last)
+        tail = clean(row.text) if row.text else last_line(row.output) or clean(row.else_)
+        tail = cut_begin(tail, last, look.glyphs.ellipsis) if row.speaks else look.cut(tail, last)
     sign = glyph(look.glyphs, row.status)
     line = f"{sign} {text}  {tail}".rstrip() if tail else f"{sign} {text}".rstrip()
     if width < 8:

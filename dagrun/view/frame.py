@@ -23,7 +23,10 @@ _TAIL = 1024
 
 
 class Row(NamedTuple):
-    """One node on the screen. `output` is raw; `text` wins over it, `else_` is for where there is none."""
+    """One node on the screen. `output` is raw; `text` wins over it, `else_` is for where there is none.
+
+    `speaks`: its output is what a model says, which grows at its end.
+    """
 
     status: Status
     node: str
@@ -35,6 +38,7 @@ class Row(NamedTuple):
     tokens: str = ""
     cost: str = ""
     else_: str = ""
+    speaks: bool = False
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -199,7 +203,7 @@ def _running_row(state: RunState, i: int, now_m: float, output: bytes) -> Row:
     tally = state.running[i].tally
     asks = f"asks {tally.asked}" if tally is not None and tally.asked else ""
     row = Row(Status.RUNNING, state.plan.ids[i], state.plan.wave[i], _tries(state, i), time, "", output[-_TAIL:])
-    return _priced(state, i, row)._replace(else_=asks)
+    return _priced(state, i, row)._replace(else_=asks, speaks=bool(asks))
 
 
 def _priced(state: RunState, i: int, row: Row) -> Row:

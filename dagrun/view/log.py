@@ -171,7 +171,8 @@ class LineLog:
         took = format_duration(event.duration_ms / 1000) + _used(state, i)
         if event.outcome is Outcome.COMPLETED:
             return "ok", took, "green"
-        why = f"{cause(event, node)} in {took}"
+        # the reason of an agent is a sentence, which a time would make another one
+        why = f"{cause(event, node)}{'  ' if node.agent is not None else ' in '}{took}"
         status = state.node_status[i]
         if i in state.escalating:
             return "fail", f"{why}; trying its on_failure", "yellow"

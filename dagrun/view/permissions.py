@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagrun.core.agents import default_level, held_of, permitted_offer, tiers_of, wish_of
+from dagrun.core.agents import default_level, held_of, permitted_offer, wish_of
 from dagrun.core.ceiling import stand_ins
 from dagrun.core.lattice import explain
 from dagrun.core.names import Json
@@ -82,7 +82,7 @@ def _rights(flow: Workflow, subject: Subject) -> tuple[tuple[str, str, str], ...
     got = held_of(flow, node)
     level: tuple[str, str, str] = held[0]
     if node.agent is not None and node.isolation == got.isolation == default_level(node.agent):
-        level = (held[0].key, held[0].text, "default of what it is offered")
+        level = (held[0].key, held[0].text, "default for what it is offered")
     rest = (*_container(flow, node, got.isolation), *_ceilings(node), *_secrets(node))
     return (level, *_open(got), *held[1:], *_asks(flow, node), *rest)
 
@@ -95,7 +95,8 @@ def _asks(flow: Workflow, node: Node) -> Iterator[tuple[str, str, str]]:
         yield f"{which}offered", ", ".join(tools) or "nothing", default
         models = asked_models(flow, node, agent)
         wish = wish_of(flow, agent)
-        yield f"{which}asks", ", ".join(models) or "nobody", f"tier {wish}" if wish in tiers_of(flow) else "node"
+        source = f"tier {wish}" if wish in flow.models else "node" if agent.model else "default"
+        yield f"{which}asks", ", ".join(models) or "nobody", source
         if agent.skills:
             yield f"{which}skills", ", ".join(agent.skills), "they can only narrow what it is offered"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from dagrun.core.agents import has_default_level
 from dagrun.core.names import Json, NodeId, Status
 from dagrun.core.usage import usd
-from dagrun.core.workflow import node_to_json
+from dagrun.core.workflow import Agent, node_to_json
 from dagrun.flowfile.document import duration, permissions_to_document
 from dagrun.view.text import PLAIN, Look, clean, cut, money, pad, plural
 
@@ -39,7 +39,10 @@ _KEYS = {
     "file_size": "resources.file_size",
     "secret_files": "secrets as files",
 }
-_BY_KEY = frozenset({"env", "inputs", "outputs", "resources", "retry", "on_failure", "review", "permissions", "docker"}) | {"agent"}
+_BY_KEY = frozenset(
+    {"env", "inputs", "outputs", "resources", "retry", "on_failure", "review", "permissions", "docker", "agent"}
+)
+_AGENT: dict[str, Json] = {"max_turns": Agent(prompt="").max_turns, "max_tokens": Agent(prompt="").max_tokens}
 _DEFAULTS: dict[str, Json] = {"timeout_s": 300.0, "grace_s": 5.0, "needs": [], "isolation": "process"}
 
 
@@ -297,6 +300,8 @@ def _by_field(node: Node) -> dict[str, Json]:
 
 
 def _by_key(key: str, was: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
+    if key == "agent" and was and now:
+        was, now = _AGENT | dict(was), _AGENT | dict(now)
     unsaid = "unsaid" if key == "permissions" else ""  # `none` is a network, and less than nothing said
     for name in dict.fromkeys([*was, *now]):
         if was.get(name) != now.get(name):

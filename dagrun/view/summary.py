@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dagrun.core.names import Json, Outcome, RunStatus, Status, format_duration
 from dagrun.core.trace import cause, run_duration_ms
 from dagrun.view.tables import spending_lines
-from dagrun.view.text import PLAIN, Look, clean, counts_text, last_lines
+from dagrun.view.text import PLAIN, Look, clean, counts_text, last_lines, money
 
 if TYPE_CHECKING:
     from dagrun.core.state import RunState
@@ -19,6 +19,7 @@ _NODES = 5  # failed nodes told in full
 _OUTPUT_LINES = 5
 _OUTPUT_BYTES = 16 * 1024
 _NAMES = 6
+_WHYS = 200  # characters of the reasons of all attempts; of longer ones only the last is told
 
 
 def end_summary(
@@ -92,6 +93,8 @@ def _node(
     node = state.plan.nodes[i]
     tried = state.attempts[i]
     whys = [cause(a.finish, node) if a.finish else "" for a in tried if a.outcome is not Outcome.CANCELLED]
+    if len(whys) > 1 and sum(map(len, whys)) > _WHYS:
+        whys = [look.glyphs.ellipsis, whys[-1]]
     if len(whys) > 4:
         whys = [*whys[:3], look.glyphs.ellipsis, whys[-1]]
     place = f"wave {state.plan.wave[i]}"
@@ -171,19 +174,41 @@ def _hints(state: RunState, status: RunStatus, failed: list[int]) -> list[tuple[
         first = broke[0] if broke else failed[0]
         name = state.plan.ids[first]
         hints += [
-            _more_money(state, name) if broke else ("fixed the cause? go on", f"dagrun resume {run}"),
+            _more_money(state, name) if broke else ("fixed the cause? go on", _go_on(state)),
             *ways_on(state, first),
             ("see its output", f"dagrun logs {run} {name}"),
             ("see everything", f"dagrun trace show {run} --node {name}"),
         ]
     else:
-        hints += [("go on", f"dagrun resume {run}"), ("see what was done", f"dagrun trace show {run}")]
+        hints += [("go on", _go_on(state)), ("see what was done", f"dagrun trace show {run}")]
     return hints
 
 
-def _more_money(state: RunState, name: str) -> tuple[str, str]:
-    """How to go on where money ran out: a cap is raised in the file, and what was paid for is taken over."""
+def _go_on(state: RunState) -> str:
+    """A run that plays another one again can't leave its record: it is played from the beginning."""
+    if not state.created.replay_of:
+        return f"dagrun resume {state.created.run_id}"
+    return again_text(state)
+
+
+def again_text(state: RunState) -> str:
+    """The command that plays again what this run has played."""
     from shlex import quote
 
+    file = quote(clean(state.created.file)) if state.created.file else "FILE"
+    return f"dagrun execute {file} --replay {quote(clean(state.created.replay_of))}"
+
+
+def _more_money(state: RunState, name: str) -> tuple[str, str]:
+    """How to go on where money ran out. The run's cap is raised in the file, and what was paid for is taken over."""
+    from shlex import quote
+
+    ledger = state.ledger
+    own = ledger.cap(f"node:{name}") if ledger is not None else None
+    whole = ledger.cap("run") if ledger is not None else None
+    if ledger is not None and own is not None and (whole is None or whole - ledger.spent("run") >= own):
+        cap = money(2 * own).removeprefix("$")
+        again = f"dagrun replan {state.created.run_id} --set {name}.permissions.cost_budget={cap} --retry {name}"
+        return "more money? try again", f"{again} --resume"
     file = quote(clean(state.created.file)) if state.created.file else "FILE"
     return "raise cost_budget, go on there", f"dagrun execute {file} --from {name} --outputs-of {state.created.run_id}"

@@ -162,7 +162,8 @@ def _row_style(status: Status) -> str:
 def _entry_row(entry: TraceEntry, look: Look) -> tuple[str, ...]:
     used = entry.agent
     why = "" if entry.status is Status.COMPLETED else entry.error
-    text = ": ".join(dict.fromkeys(clean(t) for t in (why, entry.reason, entry.output_summary) if t))
+    summary = "" if why and why.startswith(entry.output_summary.rstrip("…")) else entry.output_summary
+    text = ": ".join(dict.fromkeys(clean(t) for t in (why, entry.reason, summary) if t))
     return (
         entry.node_id,
         f"{glyph(look.glyphs, entry.status)} {entry.status.value.replace('_', ' ')}",

@@ -128,6 +128,16 @@ def cut(text: str, width: int, ellipsis: str = "…") -> str:
     return bounded + ellipsis
 
 
+def cut_begin(text: str, width: int, ellipsis: str = "…") -> str:
+    """The end of cleaned text in at most `width` cells, with an ellipsis where its begin is left out."""
+    if cells(text) <= width:
+        return text
+    room, at = width - len(ellipsis), len(text)
+    while at and at > len(text) - 4 * width and (room := room - _cells_of(text[at - 1])) >= 0:
+        at -= 1
+    return cut(ellipsis + text[at:], width, "")
+
+
 def pad(text: str, width: int, *, right: bool = False) -> str:
     """`text` filled with spaces to `width` cells; on the left when `right` aligned."""
     gap = " " * (width - cells(text))

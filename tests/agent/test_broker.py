@@ -173,7 +173,7 @@ def _hear(ours: socket.socket) -> dict[str, Any]:
 
 def test_it_ends_when_its_engine_does_in_the_middle_of_a_call(server: Server) -> None:
     process, ours = _start()
-    _tell(ours, environ={}, base_url=server.url)
+    _tell(ours, environ={}, base_url=server.url, models=True)
     _tell(ours, ask=1, request={"model": "x/hang", "messages": [], "max_tokens": 5}, timeout_s=600)
     assert _hear(ours)["ready"] == 1
     _until(lambda: bool(server.seen("hang")))
@@ -183,7 +183,7 @@ def test_it_ends_when_its_engine_does_in_the_middle_of_a_call(server: Server) ->
 
 def test_it_ends_when_its_engine_does_while_litellm_is_imported(server: Server) -> None:
     process, ours = _start()
-    _tell(ours, environ={}, base_url=server.url)
+    _tell(ours, environ={}, base_url=server.url, models=True)
     _until(lambda: _cpu_ticks(process.pid) > procs.TICKS_PER_S // 2)  # of the two seconds that it takes
     began = time.monotonic()
     ours.close()
@@ -198,7 +198,7 @@ def _cpu_ticks(pid: int) -> int:
 def test_it_can_be_cancelled_before_it_is_ready(server: Server) -> None:
     process, ours = _start()
     try:
-        _tell(ours, environ={}, base_url=server.url)
+        _tell(ours, environ={}, base_url=server.url, models=True)
         _tell(ours, ask=1, request={"model": "x/early", "messages": [], "max_tokens": 5}, timeout_s=600)
         _tell(ours, cancel=1)
         first = _hear(ours)

@@ -190,6 +190,19 @@ def test_tool_calls_come_without_the_package_mcp(server: Server, talk: Talk, mod
 
 
 @pytest.mark.parametrize(
+    "text",
+    ['{"n": NaN}', '{"n": 1e999}', '{"n": 1, "n": 2}', '{"n": ' * 300 + "1" + "}" * 300, '{"n": "\\ud800"}'],
+    ids=["nan", "endless", "twice", "deep", "half"],
+)
+def test_arguments_that_no_journal_could_hold_are_kept_as_text(
+    server: Server, talk: Talk, model: str, text: str
+) -> None:
+    calls = (("c1", "Read", text),)
+    reply = talk.reply(request(answering(server, model, Behaviour(text="", tool_calls=calls))))
+    assert reply.tool_calls == (ToolCall(id="c1", name="Read", arguments=None, text=text),)
+
+
+@pytest.mark.parametrize(
     ("behaviour", "finish", "text"),
     [
         (Behaviour(finish="length"), "length", "Hello from the server."),
@@ -203,6 +216,14 @@ def test_tool_calls_come_without_the_package_mcp(server: Server, talk: Talk, mod
 def test_why_it_ended(server: Server, talk: Talk, model: str, behaviour: Behaviour, finish: str, text: str) -> None:
     reply = talk.reply(request(answering(server, model, behaviour)))
     assert (reply.finish, reply.text) == (finish, text)
+
+
+def test_a_connection_serves_one_call_after_another(server: Server, talk: Talk, model: str) -> None:
+    name = answering(server, model, Behaviour())
+    before = server.connections
+    for number in range(12):  # each with a time of its own, as attempts have
+        talk.reply(request(name), timeout_s=30 + number / 7)
+    assert server.connections - before <= 2  # the first one may just have been given up
 
 
 def test_the_last_words_are_told_while_it_talks_but_not_too_often(server: Server, talk: Talk, model: str) -> None:

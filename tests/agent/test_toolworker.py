@@ -105,7 +105,7 @@ def test_read_keeps_within_the_room(tool: Driven, project: Path) -> None:
 
 
 def test_write_makes_directories_and_replaces_whole(tool: Driven, project: Path) -> None:
-    assert tool("Write", file_path="out/deep/er/x.txt", content="one\n").text == "made out/deep/er/x.txt (1 lines)"
+    assert tool("Write", file_path="out/deep/er/x.txt", content="one\n").text == "made out/deep/er/x.txt (1 line)"
     inode = (project / "out/deep/er/x.txt").stat().st_ino
     assert tool("Write", file_path="out/deep/er/x.txt", content="two\n").ok
     assert (project / "out/deep/er/x.txt").read_text() == "two\n"
@@ -339,3 +339,67 @@ def test_every_tool_that_is_offered_is_served() -> None:
     assert TOOLS.keys() == SERVED.keys()
     assert len(catalogue(TOOLS)) == len(TOOLS)
     assert set(TOOLS["Grep"][1]["properties"]) >= {"-i", "-n", "-A", "-B", "-C", "multiline"}  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- second checks
+
+
+@pytest.fixture
+def denying(project: Path) -> Iterator[Driven]:
+    """A worker whose denied folder can also be reached through links."""
+    (project / "src/private/in").mkdir(parents=True)
+    (project / "src/private/in/key.txt").write_text("hidden words\n")
+    (project / "alias").symlink_to("src")
+    (project / "out/deep").symlink_to("../alias/private")
+    made = Driven(project, [str(project)], [str(project / "out")], ["src/private"], worker_argv())
+    yield made
+    assert made.close() == 0
+
+
+@pytest.mark.parametrize("where", ["", ".", "alias", "alias/.", "out/deep", "alias/private", "out/deep/in", "src"])
+def test_a_link_leads_to_nothing_that_is_denied(denying: Driven, where: str) -> None:
+    place: dict[str, Json] = {"path": where} if where else {}
+    for tool, pattern in (("Grep", "hidden"), ("Glob", "**"), ("Glob", "**/key.txt")):
+        assert "key.txt" not in denying(tool, pattern=pattern, **place).text, tool  # type: ignore[arg-type]
+    assert "hidden" not in denying("Read", file_path=f"{where or '.'}/private/in/key.txt").text
+
+
+def test_the_same_words_are_found_where_nothing_is_denied(project: Path, denying: Driven) -> None:
+    """The control."""
+    free = Driven(project, [str(project)], [], [], worker_argv())
+    for where in ("alias", "out/deep"):
+        assert "key.txt" in free("Grep", pattern="hidden", path=where).text
+    assert free.close() == 0
+
+
+def test_a_root_is_not_where_a_link_in_its_path_leads(tmp_path: Path, project: Path) -> None:
+    (project / "a/b").mkdir(parents=True)
+    (project / "a/b/outside.txt").write_text("inside\n")
+    tool = Driven(project, [str(project / "a/b")], [str(project / "a/b")], [], worker_argv())
+    assert "inside" in tool("Read", file_path="a/b/outside.txt").text
+    (project / "a").rename(project / "was")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/outside.txt").write_text("outside\n")
+    (project / "a").symlink_to(tmp_path)
+    refused(tool("Read", file_path="a/b/outside.txt"), "symbolic link")
+    refused(tool("Grep", pattern="outside", path="a/b"), "symbolic link")
+    refused(tool("Write", file_path="a/b/planted", content="x"), "symbolic link")
+    assert not (tmp_path / "b/planted").exists()
+    assert tool.close() == 0
+
+
+@pytest.mark.parametrize("name", ["\ud800", "src/\udbff.txt", "a\0b"])
+def test_a_path_that_no_file_can_have_is_refused_in_words(tool: Driven, name: str) -> None:
+    for call in (
+        lambda: tool("Read", file_path=name),
+        lambda: tool("Write", file_path=f"out/{name}", content="x"),
+        lambda: tool("Grep", pattern="x", path=name),
+        lambda: tool("Glob", pattern="*", path=name),
+    ):
+        refused(call(), "a path can't hold")
+
+
+def test_words_that_no_worker_says_end_the_talk() -> None:
+    for line in (b"[" * 100_000 + b"\n", b'{"ready": 1}\n{"ready": 1}\n', b'{"id": NaN}\n', b'{"ready": true}\n' * 2):
+        with pytest.raises(WorkerLost):
+            Conversation("/", [], [], []).feed(line)

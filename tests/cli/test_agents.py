@@ -13,10 +13,10 @@ FLOW = """
     version: 1
     name: talk
     permissions: {tools: [Read, Grep], models: [cheap], cost_budget: 0.50}
-    models: {cheap: [a/one], strong: [a/two]}
+    models: {cheap: [openai/one], strong: [openai/two]}
     provider:
       rules: rules.yaml
-      prices: {a/one: {input: 1, output: 5}, a/two: {input: 3, output: 15}}
+      prices: {openai/one: {input: 1, output: 5}, openai/two: {input: 3, output: 15}}
     nodes:
       fetch: {run: "true", outputs: {items: {from: stdout}}}
       analyze:
@@ -53,7 +53,7 @@ def test_a_flow_that_is_right(talk: Space) -> None:
     [
         ("skills: [review]", "skills: [revue]", "11:57", "did you mean `review`?"),
         ("tools: [Read]}\n", "tools: [Write]}\n", "11:74", "allow only `Grep`, `Read`"),
-        ("{cheap: [a/one]", "{cheap: [a/one, b/none]", "4:25", "b/none"),
+        ("{cheap: [openai/one]", "{cheap: [openai/one, b/none]", "4:30", "b/none"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_starts(talk: Space, old: str, new: str, place: str, said: str) -> None:
@@ -103,7 +103,7 @@ def test_the_worst_case_is_told_before_anything_is_spent(talk: Space) -> None:
     shown = dict(line.strip().split("  ", 1) for line in lines[1:])
     assert set(shown) == {"analyze", "analyze-replanner", "short"}
     assert shown["analyze"].startswith("at most $0.20 (cap), worst case $")
-    assert shown["short"].endswith("calls of a/one")
+    assert shown["short"].endswith("calls of openai/one")
     # the dearest first
     assert list(shown) == sorted(shown, key=lambda n: -float(shown[n].rpartition("$")[2].partition(":")[0]))
 
@@ -136,7 +136,7 @@ def test_nothing_caps_it(talk: Space) -> None:
 
 
 def test_the_fake_provider_is_free(talk: Space) -> None:
-    prices = "      prices: {a/one: {input: 1, output: 5}, a/two: {input: 3, output: 15}}\n"
+    prices = "      prices: {openai/one: {input: 1, output: 5}, openai/two: {input: 3, output: 15}}\n"
     talk.file("talk.yaml", FLOW.replace(prices, "").replace("rules: rules.yaml", "rules: rules.yaml\n      kind: fake"))
     assert "cost    $0.00 (fake)\n" in talk.run("plan", "talk.yaml").out
 
@@ -145,10 +145,10 @@ def test_what_agents_are_offered_and_may_ask(talk: Space) -> None:
     out = talk.run("plan", "talk.yaml", "--permissions").out
     assert "  offered      Read (node)\n" in out
     assert "  offered      Grep, Read (default, as far as it is allowed)\n" in out
-    assert "  asks         a/one (tier cheap)\n" in out
+    assert "  asks         openai/one (tier cheap)\n" in out
     assert "replanner asks" in out
     nodes = {n["id"]: n for n in talk.run("plan", "talk.yaml", "--permissions", "--json").json["nodes"]}
-    assert nodes["analyze"]["agent"] == {"offered": ["Read"], "models": ["a/one"], "skills": ["review"], "mcp": []}
+    assert nodes["analyze"]["agent"] == {"offered": ["Read"], "models": ["openai/one"], "skills": ["review"], "mcp": []}
     assert nodes["analyze"]["replanner"]["offered"] == []
     assert "agent" not in nodes["fetch"]
 

@@ -191,3 +191,16 @@ def test_a_flipped_bit_of_a_large_value(space: Space) -> None:
 def test_json_of_a_file_names_the_recorded_run(played: Space) -> None:
     head = json.loads((played.folder / "run.jsonl").read_text().splitlines()[0])
     assert played.run("audit", "run.jsonl", "--json").json["run_id"] == head["record"]
+
+
+def test_a_record_from_elsewhere_is_held_against_the_skills_that_are_here(played: Space) -> None:
+    """The project of the record is gone on another machine; the same skill beside the same flow will do."""
+    there = played.folder / "there"
+    there.mkdir()
+    for name in ("run.jsonl", "skills"):
+        (played.folder / name).rename(there / name)
+    done = played.run("-C", "there", "audit", "run.jsonl")
+    assert (done.code, "note:" in done.out) == (0, False), done.out
+    (skill,) = there.glob("skills/*/SKILL.md")
+    skill.write_text(skill.read_text() + "\nAnd be quick.\n")
+    assert "its file is not as it was" in played.run("-C", "there", "audit", "run.jsonl").out

@@ -66,9 +66,9 @@ def test_readers_import_no_parser_and_no_engine_loop(space: Space, words: list[s
 
 @pytest.mark.parametrize("words", [["validate"], ["plan"], ["plan", "--permissions"]], ids=" ".join)
 def test_a_flow_with_agents_is_checked_without_a_library_of_theirs(space: Space, words: list[str]) -> None:
-    prices = "provider: {rules: r.yaml, prices: {a/b: {input: 1, output: 2}}}\n"
+    prices = "provider: {rules: r.yaml, prices: {ollama/b: {input: 1, output: 2}}}\n"
     agent = "{agent: {prompt: x, skills: [s]}, outputs: {o: {schema: {type: string}}}}"
-    space.file("talk.yaml", f"{prices}models: {{m: a/b, live: anthropic/x}}\nnodes: {{a: {agent}}}\n")
+    space.file("talk.yaml", f"{prices}models: {{m: ollama/b, live: anthropic/x}}\nnodes: {{a: {agent}}}\n")
     space.file("r.yaml", "rules: [{text: x}]\n")
     space.file("skills/s/SKILL.md", "---\nname: s\ndescription: x\n---\nx\n")
     space.run("validate", "talk.yaml")

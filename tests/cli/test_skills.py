@@ -29,7 +29,7 @@ def test_list(taught: Space) -> None:
     done = taught.run("skills", "list")
     assert done.code == 0
     assert done.out == (
-        "skill        from     tools                    description\n"
+        "SKILL        FROM     TOOLS                    DESCRIPTION\n"
         "code-review  project  Read, Grep, Bash(git:*)  Reads a change and says what is wrong with it.\n"
     )
     assert "/home/.agents/skills/code-review/SKILL.md is hidden by skills/code-review/SKILL.md" in done.err

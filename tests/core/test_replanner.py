@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -446,6 +447,7 @@ def reasons(*operations: Operation, about: Node | None = None) -> list[str]:
         node("a", idempotent=False),
         about or node("b", "a", on_failure=ASKS, env={"A": "1"}),
         node("c", "b"),
+        node("d", "b", run="", agent=JUDGE),
         permissions=Permissions(tools=("Read", "Grep", "Glob", "Bash")),
         models={"m": ("fake/model",)},
     )
@@ -454,6 +456,21 @@ def reasons(*operations: Operation, about: Node | None = None) -> list[str]:
     fold(state, *ran("b-replanner"))
     patch = Patch(operations=operations)
     return reasons_for_human(state, patch, judged(state, *operations))
+
+
+JUDGE = Agent(prompt="Is it sound?", system="Be strict.", tools=("Read",))
+TALKED_INTO: list[dict[str, Any]] = [
+    {"prompt": "Say yes."},
+    {"system": "Be kind."},
+    {"tools": ("Read", "Glob")},
+    {"skills": ("kindness",)},
+    {"tools": ("Read", "Bash"), "model": "m"},
+]
+
+
+def of_reader(**changes: object) -> Modify:
+    base = node("d", "b", run="", agent=JUDGE)
+    return Modify(id="d", node=replace(base, **changes), made_on=base)  # type: ignore[arg-type]
 
 
 def changed(name: str, **changes: object) -> Modify:
@@ -470,6 +487,7 @@ def changed(name: str, **changes: object) -> Modify:
         [Insert(id="n", node=SPARE, after=("a",))],
         [Insert(id="n", node=replace(node("n"), run="", review=Review(message="go on?")), after=("a",))],
         [changed("c", timeout_s=5.0, resources={"cpu": 1.0}, title="t")],
+        [of_reader(agent=replace(JUDGE, model="fake/model", max_turns=20, max_tokens=9000, temperature=0.5))],
         [Rewire(id="c", old=("b",), new=("a",)), Remove(id="b", strategy="skip")],
     ],
 )
@@ -496,6 +514,7 @@ def test_what_a_model_may_do_alone(operations: list[Operation]) -> None:
         ([changed("c", continue_on_error=True)], "changes `continue_on_error` of `c`"),
         ([changed("c", on_failure=OnFailure(fallback="spare"))], "changes `on_failure` of `c`"),
         ([Rerun(id="a")], "`a` is not idempotent"),
+        *[([of_reader(agent=replace(JUDGE, **words))], "changes `agent` of `d`") for words in TALKED_INTO],
     ],
 )
 def test_what_waits_for_a_human(operations: list[Operation], said: str) -> None:

@@ -1,22 +1,18 @@
-"""Words and servers that mean harm: what an engine takes in from models, MCP servers and upstream nodes, and goes on."""
+"""Words and servers that mean harm: what an engine takes in from models, servers and upstream nodes, and goes on."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import time
 from typing import Any
 
 import pytest
 
-from dagrun.core.event import CallEnded, PatchAdmitted, PatchProposed, PatchRefused
+from dagrun.core.event import CallEnded, PatchAdmitted
 
 from .asking import output, prompt, requests, uses
 from .space import Done, Space
-
-bwrap = pytest.mark.skipif(shutil.which("bwrap") is None and not os.environ.get("CI"), reason="needs bubblewrap")
 
 SERVER = '''\
 """An MCP server that means harm: python server.py MODE."""
@@ -41,6 +37,8 @@ def text(words):
 
 
 SCHEMA = {"type": "object"}
+LIST = b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[{"name":"go","inputSchema":%s}]}}\\n'
+NEST = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":%s}}\\n'
 listed = 0
 for line in sys.stdin:
     message = json.loads(line)
@@ -51,15 +49,13 @@ for line in sys.stdin:
         listed += 1
         tools = [{"name": "go", "description": "Goes.", "inputSchema": SCHEMA}]
         if mode == "nan":
-            raw(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[{"name":"go","inputSchema":{"maximum":NaN}}]}}\\n' % number)
+            raw(LIST % (number, b'{"maximum":NaN}'))
             continue
         if mode == "endless":
-            raw(b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[{"name":"go","inputSchema":{"maximum":1e999}}]}}\\n' % number)
+            raw(LIST % (number, b'{"maximum":1e999}'))
             continue
         if mode == "deep":
-            nested = "[" * 400 + "]" * 400
-            words = '{"jsonrpc":"2.0","id":%d,"result":{"tools":[{"name":"go","inputSchema":{"x":%s}}]}}\\n'
-            raw((words % (number, nested)).encode())
+            raw(LIST % (number, b'{"x":' + b"[" * 400 + b"]" * 400 + b"}"))
             continue
         if mode == "halves":
             tools[0]["description"] = "half \\ud800 of it"
@@ -87,8 +83,7 @@ for line in sys.stdin:
             subprocess.Popen(["sleep", "1000"], start_new_session=True)
             say(id=number, result=text("forked"))
         elif mode == "nested":
-            nested = "[" * 900 + "]" * 900
-            raw(('{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":%s}}\\n' % (number, nested)).encode())
+            raw(NEST % (number, b"[" * 900 + b"]" * 900))
         elif mode == "bracket":
             raw(b"[" * 200000 + b"\\n")
         elif mode == "halves":
@@ -115,7 +110,7 @@ def serve(space: Space, mode: str, *, level: str = "none", timeout: str = "20s")
             timeout: {timeout}
           after: {{run: echo on > on, needs: []}}
         """)
-    go = {"mcp__bad__go": {}}
+    go: dict[str, Any] = {"mcp__bad__go": {}}
     space.write("rules.yaml", json.dumps({"rules": [{"node": "a", "turn": 1, "tools": [go, go]}, {"text": "done"}]}))
     return space.execute()
 
@@ -176,6 +171,7 @@ def asked(space: Space, schema: dict[str, Any], text: str) -> Done:
 
 BOMB = {"type": "object", "properties": {"x": {"pattern": "^(a+)+$"}}}
 ANY = {"type": "object"}
+UNIQUE = {"type": "object", "properties": {"x": {"uniqueItems": True}}}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +179,7 @@ ANY = {"type": "object"}
     [
         (BOMB, json.dumps({"x": "a" * 60 + "!"}), "it takes too long"),
         ({**ANY, "patternProperties": {"^(a|a)*$": {}}}, json.dumps({"a" * 60 + "!": 1}), "it takes too long"),
-        ({**ANY, "properties": {"x": {"uniqueItems": True}}}, json.dumps({"x": [{"a": n} for n in range(9000)]}), "too long"),
+        (UNIQUE, json.dumps({"x": [{"a": n} for n in range(9000)]}), "it takes too long"),
         ({**ANY, "properties": {"x": {"multipleOf": 0.01}}}, '{"x": 1' + "0" * 400 + "}", "a number is too large"),
         (ANY, '{"x": 1' + "0" * 5000 + "}", "a number is too long"),
         (ANY, '{"x": NaN}', "NaN is not JSON"),
@@ -194,13 +190,13 @@ ANY = {"type": "object"}
     ],
     ids=["pattern", "key", "unique", "multiple", "digits", "nan", "twice", "deep", "open", "many"],
 )
-def test_an_answer_that_is_a_bomb_is_an_invalid_output(space: Space, schema: dict[str, Any], text: str, said: str) -> None:
-    begun = time.monotonic()
-    done = asked(space, schema, text)
+def test_an_answer_that_is_a_bomb_is_an_invalid_output(
+    space: Space, schema: dict[str, Any], text: str, said: str
+) -> None:
+    done = asked(space, schema, text)  # it would take for ever
     assert done.code == 1, done
     assert space.outcomes("a") == ["invalid_output"]
     assert said in space.finish("a").error
-    assert time.monotonic() - begun < 25
 
 
 def test_a_pattern_that_a_value_fits_is_no_bomb(space: Space) -> None:
@@ -271,9 +267,8 @@ def test_what_comes_from_upstream_can_neither_leave_its_block_nor_be_evaluated(s
 
 def test_many_large_inputs_are_cut_to_what_a_prompt_may_have(space: Space) -> None:
     count = 12
-    ups = "\n".join(
-        f"  u{k}: {{run: \"head -c 300000 /dev/zero | tr '\\\\0' x\", outputs: {{t: {{from: stdout}}}}}}" for k in range(count)
-    )
+    space.write("words", "x" * 300_000)
+    ups = "\n".join(f"  u{k}: {{run: cat words, outputs: {{t: {{from: stdout}}}}}}" for k in range(count))
     given = ", ".join(f"t{k}: nodes.u{k}.t" for k in range(count))
     space.flow(
         f"provider: {{kind: fake, rules: rules.yaml}}\nnodes:\n{ups}\n"
@@ -310,4 +305,82 @@ def test_a_model_that_never_ends_is_ended(space: Space, tools: int, limit: str) 
 
 # ---------------------------------------------------------------- patches
 
-_ = (PatchAdmitted, PatchProposed, PatchRefused)
+TALKED_INTO = """\
+provider: {kind: fake, rules: rules.yaml, prices: {v/cheap: {free: true}, v/dear: {input: "10", output: "100"}}}
+models: {main: [v/cheap], dear: [v/dear]}
+permissions: {tools: [Read, Grep, Glob], cost_budget: 1, paths: {read: [., /usr/share], write: [out]}, network: none}
+mcp_servers: {srv: {command: [touch, evil]}}
+secrets: {TOKEN: {env: WALLS_TOKEN}}
+nodes:
+  fetch: {run: 'true'}
+  build: {needs: fetch, run: "echo E42 >&2; exit 3", on_failure: {replanner: {prompt: Mend.}}}
+  judge:
+    needs: build
+    isolation: process
+    agent: {prompt: Is it sound?, system: Be strict., tools: [Read]}
+    permissions: {cost_budget: 0.1, models: [v/cheap], paths: {read: [src], write: []}}
+  sign: {needs: judge, review: {message: ok}}
+  ship: {needs: sign, run: 'true'}
+"""
+
+
+def judge(**keys: object) -> dict[str, object]:
+    return {"modify": {"id": "judge", "set": keys}}
+
+
+def new(agent: dict[str, object] | None = None, **keys: object) -> dict[str, object]:
+    return {"insert": {"id": "evil", "node": {"agent": {"prompt": "x", **(agent or {})}, **keys}, "after": ["fetch"]}}
+
+
+WISHES: dict[str, dict[str, object]] = {
+    "prompt": judge(agent={"prompt": "Say yes."}),
+    "system": judge(agent={"system": "Be kind."}),
+    "tools": judge(agent={"tools": ["Read", "Glob"]}),
+    "server": judge(agent={"mcp": ["srv"]}),
+    "model": judge(agent={"model": "dear"}),
+    "models": judge(permissions={"models": ["v/dear"]}),
+    "money": judge(permissions={"cost_budget": 0.9}),
+    "paths": judge(permissions={"paths": {"read": ["."], "write": ["out"]}}),
+    "network": judge(permissions={"network": "any"}),
+    "secret": judge(secrets=["TOKEN"]),
+    "variable": judge(pass_env=["HOME"]),
+    "level": judge(isolation="none"),
+    "schema": judge(output_schema={"type": "object"}),
+    "a server of its own": new({"mcp": ["srv"]}),
+    "a writer": new({"tools": ["Write"]}),
+    "a shell": new({"tools": ["Bash"]}),
+    "a secret of its own": new(secrets=["TOKEN"]),
+    "another place": new(permissions={"paths": {"read": ["/usr/share"]}}),
+    "no walls": new(isolation="none"),
+    "an image": new(isolation="container", docker={"image": "x"}),
+    "turns without end": new({"max_turns": 100_000}),
+    "an heir": new(on_failure={"replanner": {"prompt": "Insert what you like."}}),
+    "no review": {"remove": {"id": "sign", "strategy": "bridge"}},
+    "around the review": {"modify": {"id": "ship", "set": {"needs": ["fetch"]}}},
+    "the words of the review": {"modify": {"id": "sign", "set": {"review": {"message": "all is fine"}}}},
+}
+
+
+def mended_by(space: Space, wish: dict[str, object]) -> list[str]:
+    """Who had a patch admitted when the model that is asked to mend `build` wishes for this."""
+    for folder in ("src", "out"):
+        (space.path / folder).mkdir(exist_ok=True)
+    space.flow(TALKED_INTO)
+    again = {"retry": {"id": "build", "set": {"timeout": "60s"}}}
+    said = {"reason": "the log told me so", "operations": [wish, again]}
+    space.write("rules.yaml", json.dumps({"rules": [{"node": "build-replanner*", "json": said}, {"text": "ok"}]}))
+    space.run("execute", "flow.yaml", env={"WALLS_TOKEN": "walls-token"})
+    assert any(event.node.startswith("build-replanner") for event in space.events() if isinstance(event, CallEnded))
+    return [event.by for event in space.events() if isinstance(event, PatchAdmitted) and event.by.startswith("node:")]
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_a_model_gets_nothing_more_by_a_patch(space: Space, name: str) -> None:
+    assert mended_by(space, WISHES[name]) == []
+    assert not (space.path / "evil").exists()
+
+
+@pytest.mark.parametrize("wish", [new(), new({"tools": ["Read"]}), judge(timeout="50s")], ids=["new", "reader", "time"])
+def test_what_it_may_have_it_gets(space: Space, wish: dict[str, object]) -> None:
+    """The control: the same flow, the same model, a wish that needs nobody."""
+    assert mended_by(space, wish)[0] == "node:build-replanner"

@@ -36,10 +36,12 @@ class Den(NamedTuple):
     def outside(self) -> Path:
         return self.space.path.parent / "outside"
 
-    def play(self, *calls: Call, level: str = "process", **paths: list[str]) -> Done:
+    def play(self, *calls: Call, level: str = "process", pids: int = 0, **paths: list[str]) -> Done:
         """One agent that makes these calls in one reply, may read the project, and then is done."""
         tools = sorted({name for name, _ in calls})
         node: dict[str, Any] = {"agent": {"prompt": "go", "tools": tools}, "isolation": level, "timeout": "60s"}
+        if pids:
+            node["resources"] = {"pids": pids}
         if level == "process":  # the others hold no paths, so that none can be declared
             node["permissions"] = {"paths": {"read": ["."], "write": [], "deny": ["data/private"], **paths}}
         self.space.flow(f"provider: {{kind: fake, rules: rules.yaml}}\nnodes: {{a: {json.dumps(node)}}}\n")
@@ -67,8 +69,8 @@ def den(space: Space) -> Den:
     for name in (".git/hooks/post-checkout", ".git/config", "skills/kind/SKILL.md", ".envrc", "open.txt", "data/b"):
         space.write(name, "as it was\n")
     for name, target in {
-        "link": made.outside / "secret.txt",
-        "folder": made.outside,
+        "link": f"{made.outside}/secret.txt",
+        "folder": str(made.outside),
         "up": "../outside",
         "root": "/",
         "proc": "/proc/self",
@@ -86,8 +88,9 @@ def places(den: Den, level: str) -> list[str]:
     """Paths that must lead nowhere."""
     outside = str(den.outside)
     real = [f"{outside}/secret.txt", "../outside/secret.txt", f"sub/../../{den.outside.name}/secret.txt"]
-    links = ["link", "folder/secret.txt", "up/secret.txt", f"root{outside}/secret.txt", f"proc/root{outside}/secret.txt"]
-    kernel = [f"/proc/self/root{outside}/secret.txt", f"/proc/self/cwd/{links[0]}", "/proc/self/environ", "/proc/1/environ"]
+    links = ["link", "folder/secret.txt", "up/secret.txt", f"root{outside}/secret.txt"]
+    links += [f"proc/root{outside}/secret.txt", f"/proc/self/root{outside}/secret.txt", "/proc/self/cwd/link"]
+    kernel = ["/proc/self/environ", "/proc/1/environ", "/proc/self/fd/0", "/dev/fd/2"]
     keys = [".env", "./.env", "sub/.env.local", "env-link", "id_ed25519", "sub/deep/server.pem", "sub/../.env"]
     denied = ["data/private/x", "alias/private/x", "sub/twice/x", "alias/private/in/y", "data/./private/../private/x"]
     own = [".dagrun", ".dagrun/runs", "sub/../.dagrun"]
@@ -110,7 +113,7 @@ def test_no_path_leads_out_of_what_may_be_read(den: Den, level: str) -> None:
         assert "as it was" in texts[-1]
         for place, text in zip(wanted, texts, strict=False):
             assert den.token not in text, f"{tool} {place}: {text}"
-            assert tool != "Read" or place.endswith("cwd/link") or "1\t" not in text, f"{place}: {text}"
+            assert tool != "Read" or "1\t" not in text, f"{place}: {text}"
             assert "DAGRUN" not in text, f"{tool} {place}: {text}"
 
 
@@ -123,11 +126,12 @@ def test_a_search_of_everything_finds_nothing_that_is_denied(den: Den, level: st
         for where in (".", "alias", "data", "sub", "/", "..", str(den.project), "alias/..")
         for mode in ("content", "files_with_matches", "count")
     ]
-    listed: list[Call] = [("Glob", {"pattern": p}) for p in ("**", "**/.*", "../**", "/**", "alias/**", "{.env,x}", f"{den.outside}/*")]
+    patterns = ("**", "**/.*", "../**", "/**", "alias/**", "{.env,x}", f"{den.outside}/*")
+    listed: list[Call] = [("Glob", {"pattern": pattern}) for pattern in patterns]
     texts = den.results(*found, *listed, level=level)
     for call, text in zip([*found, *listed], texts, strict=True):
         assert den.token not in text, (call, text)
-        for name in (*(["private"] if level == "process" else []), "secret.txt", ".env\n", "server.pem", "id_ed25519", "journal"):
+        for name in ("private", "secret.txt", ".env\n", "server.pem", "id_ed25519", "journal"):
             assert name not in text.replace("rules.yaml", "") + "\n", (call, text)
 
 
@@ -153,7 +157,8 @@ def test_what_is_no_file_is_never_waited_for(den: Den, level: str) -> None:
                 server.bind("sock")
             finally:
                 os.chdir(here)
-        names = ["pipe", "loop", "/dev/zero", "/dev/tty", "/dev/stdin", "/proc/kmsg"] + ["sock", "zero"] * (level != "process")
+        names = ["pipe", "loop", "/dev/zero", "/dev/tty", "/dev/stdin", "/proc/kmsg"]
+        names += ["sock", "zero"] if level != "process" else []
         calls: list[Call] = [("Read", {"file_path": name}) for name in names]
         calls += [("Grep", {"pattern": "x", "path": name}) for name in names]
         for text in den.results(*calls, ("Grep", {"pattern": "as it", "path": "."}), level=level)[:-1]:
@@ -197,7 +202,8 @@ def tree(*folders: Path) -> dict[str, bytes]:
 @bwrap
 def test_nothing_that_others_run_or_trust_is_written(den: Den) -> None:
     before = tree(den.project, den.outside)
-    calls: list[Call] = [("Write", {"file_path": name, "content": "EVIL"}) for name in [*NEVER, f"{den.outside}/planted"]]
+    names = [*NEVER, f"{den.outside}/planted"]
+    calls: list[Call] = [("Write", {"file_path": name, "content": "EVIL"}) for name in names]
     calls += [("Edit", {"file_path": n, "old_string": "as it", "new_string": "EVIL"}) for n in NEVER[:3]]
     calls += [("Write", {"file_path": "fine.txt", "content": "fine"})]
     den.results(*calls, write=["."])
@@ -229,9 +235,8 @@ def test_bash_writes_none_of_it_either(den: Den) -> None:
     script += "mv skills skills2; mv .git git2; mkdir -p skills/evil; echo fine > fine.txt; rm -f flow.yaml; true"
     done = den.play(("Bash", {"command": script}), write=["."])
     assert den.space.read("fine.txt") == "fine\n", done
-    planted = {name: data for name, data in tree(den.project, den.outside).items() if data == b"EVIL\n" and ".quarantine-" not in name}
-    assert planted == {}
     after = tree(den.project, den.outside)
+    assert [name for name, data in after.items() if data == b"EVIL\n" and ".quarantine-" not in name] == []
     assert {name: after.get(name) for name in before} == before
     assert "nodes" in den.space.read("flow.yaml")
     assert "rules" in den.space.read("rules.yaml")
@@ -267,8 +272,8 @@ def probe(den: Den, level: str) -> set[str]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        words = {"outside": den.outside, "port": server.getsockname()[1]}
-        commands = [p.replace("{outside}", str(words["outside"])).replace("{port}", str(words["port"])) for p in PROBES.values()]
+        port = str(server.getsockname()[1])
+        commands = [p.replace("{outside}", str(den.outside)).replace("{port}", port) for p in PROBES.values()]
         texts = den.results(*[("Bash", {"command": f"({c}) 2>/dev/null; true"}) for c in commands], level=level)
     return {name for name, text in zip(PROBES, texts, strict=True) if "OUT" in text.split() or den.token in text}
 
@@ -299,3 +304,20 @@ def test_a_command_that_ends_its_worker_ends_only_that(den: Den) -> None:
     assert "ended" in texts[0]
     assert texts[1] == "still there"
     assert "as it was" in texts[-1]
+
+
+@bwrap
+@pytest.mark.parametrize("pids", [40, 0])
+def test_a_command_has_no_more_processes_than_its_node(den: Den, pids: int) -> None:
+    """With no limit written (the control) it gets all that it asks for."""
+    many = "for n in $(seq 120); do sleep 60 & done; set -- /proc/[0-9]*; echo $#"
+    done = den.play(("Bash", {"command": f"({many}) 2>/dev/null; true"}), pids=pids)
+    if done.code == 8 and not os.environ.get("CI"):
+        pytest.skip("no control groups here")
+    said = [use.text for use in uses(den.space, "a")]
+    counted = [int(word) for text in said if (word := text.split()[0]).isdigit()]  # a shell that can't fork gives up
+    if pids:
+        assert all(count <= pids for count in counted)
+    else:
+        assert counted[0] >= 120
+    den.space.check()

@@ -851,3 +851,14 @@ def test_the_journal_says_what_an_attempt_began_with(space: Space) -> None:
     assert start.agent["tools"] == ["Read", "Grep", "Glob"]
     assert start.agent["provider"] == "fake"
     assert not [e for e in space.events() if isinstance(e, Warned | ToolEnded)]
+
+
+@pytest.mark.parametrize(("error", "tries"), [("bad_request", 1), ("auth", 1), ("context_too_long", 1), ("cut", 2)])
+def test_what_would_fail_in_the_same_way_is_not_tried_again(space: Space, error: str, tries: int) -> None:
+    agents(
+        space,
+        "nodes: {a: {agent: {prompt: Work, tools: []}, retry: {max_attempts: 2, delay: 10ms}, timeout: 20s}}",
+        f"- {{node: a, error: {error}}}",
+    )
+    assert space.execute().code == 1
+    assert len(space.outcomes("a")) == tries

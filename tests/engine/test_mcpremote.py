@@ -30,7 +30,7 @@ from tests.agent.openai_server import Behaviour
 from tests.agent.openai_server import Server as Vendor
 from tests.agent.talking import need_litellm
 
-from .asking import agents, output, requests, uses
+from .asking import agents, bought, output, requests, uses
 from .seats import WAIT_S, Rig
 from .space import Process, Space
 
@@ -491,6 +491,22 @@ def test_a_stdio_server_that_can_not_be_started_is_played_as_that(space: Space) 
     assert play(space) == "failed"
     assert space.finish("a").error == before.error
     assert not Path(space.path, "started").exists()
+
+
+def test_a_tool_that_no_server_lists_is_said_before_anything_is_asked(space: Space) -> None:
+    space.write("server.py", SERVER.read_text())
+    agents(
+        space,
+        """
+        mcp_servers: {hand: {command: [/usr/bin/python3, server.py]}}
+        nodes: {a: {agent: {prompt: Work, mcp: [hand], tools: [mcp__hand__kelvin, mcp__hand__echo]}}}
+        """,
+        "- {text: done}",
+    )
+    assert space.execute().code == 1
+    assert "no MCP server lists `mcp__hand__kelvin`: there are mcp__hand__" in space.finish("a").error
+    assert "mcp__hand__echo" in space.finish("a").error
+    assert bought(space) == []
 
 
 # ---------------------------------------------------------------- the seat alone

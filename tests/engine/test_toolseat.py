@@ -229,7 +229,7 @@ def test_the_worker_cannot_be_read_by_the_commands_that_it_runs(rigs: Make) -> N
 def test_ten_megabytes_go_in(rigs: Make, project: Path) -> None:
     rig = rigs("process")
     content = "0123456789" * 1_000_000
-    assert rig.ask(rig.seat(), "Write", file_path="out/big", content=content).text == "made out/big (1 lines)"
+    assert rig.ask(rig.seat(), "Write", file_path="out/big", content=content).text == "made out/big (1 line)"
     assert (project / "out/big").read_text() == content
 
 

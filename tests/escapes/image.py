@@ -26,7 +26,8 @@ _WHERE = "import sysconfig, sys; print(sysconfig.get_path('stdlib')); print(sys.
 def image() -> str:
     """The name of the image, built unless it is there. Raises CalledProcessError where Docker does not answer."""
     pythons = sorted({payload_python(), os.path.realpath(sys.executable)})
-    name = f"dagrun-test-escapes:{hashlib.sha256(' '.join([*pythons, 'python3', *TOOLS, sys.version]).encode()).hexdigest()[:12]}"
+    content = " ".join([*pythons, "python3", *TOOLS, sys.version])
+    name = f"dagrun-test-escapes:{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     if subprocess.run(["docker", "image", "inspect", name], capture_output=True, timeout=60).returncode == 0:
         return name
     subprocess.run(["docker", "import", "-", name], input=_root(pythons), check=True, capture_output=True, timeout=120)

@@ -23,7 +23,7 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from dagrun.core.event import FORMAT
-from dagrun.core.names import Outcome, Schedule
+from dagrun.core.names import Json, Outcome, Schedule
 from dagrun.core.permissions import Permissions
 from dagrun.core.trace import trace_to_json
 from dagrun.core.workflow import Agent, Input, Limits, Node, Output, Provider, Retry, Workflow
@@ -106,7 +106,7 @@ rules:
 - {node: refuse, text: I will not, finish: refused, usage: {input: 100, output: 5}}
 """
 PRICES = {"fake/small": {"input": "1", "output": "5"}, "fake/big": {"input": "3", "output": "15"}}
-SUMMARY = {"type": "object", "required": ["summary"], "properties": {"summary": {"type": "string"}}}
+SUMMARY: Json = {"type": "object", "required": ["summary"], "properties": {"summary": {"type": "string"}}}
 AGENTS = workflow(
     "agents",
     Node(id="research", agent=Agent(prompt="Read the notes", tools=("Read",), max_tokens=512), output_schema=SUMMARY),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 from dagrun.agent.messages import Answer, CallFailed, Message, Reply, Request, ToolCall, Usage, answer_to_json
 from dagrun.agent.record import delta
@@ -96,9 +95,8 @@ class Talking(Story):
         node_, attempt = self._now(name)
         kw.setdefault("turn", 1)
         kw.setdefault("number", 1)
-        event = ToolEnded(
-            node=node_, attempt=attempt, name=tool, ok=ok, arguments={"v": arguments}, text={"v": text}, **kw
-        )  # type: ignore[arg-type]
+        given: Json = arguments
+        event = ToolEnded(node=node_, attempt=attempt, name=tool, ok=ok, arguments={"v": given}, text={"v": text}, **kw)  # type: ignore[arg-type]
         self.tell(event)
         return self
 
@@ -144,7 +142,7 @@ def research() -> Talking:
     story.at(6).answer("scan", reply('{"summary": "x"}', model="gpt-5-2026"))
     story.end("scan", summary="x")
     story.begin("write").ask("write", SYSTEM, PROMPT)
-    return cast(Talking, story.at(8))
+    return story.at(8)
 
 
 def broke() -> Talking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from dagrun.core.decide import Append, Finish, Room, Start, decide
 from dagrun.core.event import (
@@ -44,12 +45,12 @@ class Story:
     def now(self) -> float:
         return BEGIN + self.now_m - 100.0
 
-    def at(self, seconds: float) -> Story:
+    def at(self, seconds: float) -> Self:
         """So many seconds after the run began."""
         self.now_m = 100.0 + seconds
         return self
 
-    def tell(self, *events: Event) -> Story:
+    def tell(self, *events: Event) -> Self:
         for event in events:
             evolve(self.state, event, self.now, self.now_m)
             self.told.append((self.now, event))
@@ -57,11 +58,11 @@ class Story:
             observer.recorded(events, self.state)
         return self
 
-    def start(self, *names: str) -> Story:
+    def start(self, *names: str) -> Self:
         index = self.plan.index
         return self.tell(*[NodeStarted(node=n, attempt=len(self.state.attempts[index[n]]) + 1) for n in names])
 
-    def end(self, name: str, outcome: Outcome = Outcome.COMPLETED, then: Sequence[Event] = (), **kw: object) -> Story:
+    def end(self, name: str, outcome: Outcome = Outcome.COMPLETED, then: Sequence[Event] = (), **kw: object) -> Self:
         """End an attempt; `then` are events of the same batch."""
         i = self.plan.index[name]
         attempt = self.state.attempts[i][-1]
@@ -70,14 +71,14 @@ class Story:
         event = AttemptFinished(node=name, attempt=attempt.number, outcome=outcome, **kw)  # type: ignore[arg-type]
         return self.tell(event, *then)
 
-    def settle(self) -> Story:
+    def settle(self) -> Self:
         """Carry out what follows from the state alone: skips and cancels."""
         for effect in decide(self.state, self.now_m, Room(0, {})):
             if isinstance(effect, Append):
                 self.tell(effect.event)
         return self
 
-    def finish(self) -> Story:
+    def finish(self) -> Self:
         """Run to the end, each node left completing in a second."""
         room = Room(self.parallel, {})
         while True:
@@ -94,7 +95,7 @@ class Story:
                 for i in list(self.state.running):
                     self.end(self.plan.ids[i])
 
-    def stop(self, status: RunStatus = RunStatus.INTERRUPTED) -> Story:
+    def stop(self, status: RunStatus = RunStatus.INTERRUPTED) -> Self:
         self.tell(StopRequested(cause="sigint", mode="now"))
         for i in list(self.state.running):
             self.end(self.plan.ids[i], Outcome.CANCELLED)

@@ -7,7 +7,7 @@ import pytest
 from dagrun.core.event import AttemptFinished, NodeStarted, Warned
 from dagrun.core.names import Outcome
 from dagrun.core.permissions import Paths, Permissions
-from dagrun.core.workflow import Docker, Node
+from dagrun.core.workflow import Agent, Docker, Node
 from dagrun.view.confined import held_to, notes, ways_on
 from dagrun.view.detail import node_detail
 from dagrun.view.summary import end_summary
@@ -119,6 +119,17 @@ def test_what_to_type_where_a_limit_was_reached() -> None:
         story = failed(made, outcome=Outcome.OVER_LIMIT, limit=limit)
         assert f"dagrun replan r7k2 --retry 'a:resources.{limit}={more}' --resume" in end_summary(story.state)
     assert ways_on(failed(made, outcome=Outcome.OVER_LIMIT, limit="other").state, 0) == []
+
+
+def test_what_to_type_where_an_agent_met_its_own_limit() -> None:
+    made = Node(id="a", agent=Agent(prompt="x", max_turns=3), isolation="context")
+    for outcome, limit, more in (
+        (Outcome.OVER_LIMIT, "turns", "max_turns=6"),
+        (Outcome.TRUNCATED, "", "max_tokens=8192"),
+    ):
+        ways = ways_on(failed(made, sandbox="", outcome=outcome, limit=limit).state, 0)
+        assert ways == [("more of it? try again", f"dagrun replan r7k2 --retry a:{more} --resume")]
+    assert ways_on(failed(made, sandbox="", outcome=Outcome.REFUSED).state, 0) == []
 
 
 def test_what_to_type_where_more_has_to_be_granted() -> None:

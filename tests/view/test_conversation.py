@@ -167,13 +167,21 @@ def test_a_node_in_detail() -> None:
     assert "  cost       $0.00, $0.01 held" in held.splitlines()
 
 
+def test_a_tier_that_nobody_declared_is_not_named() -> None:
+    story = Talking(agent("a"))
+    story.begin("a", model="fake").ask("a", PROMPT).answer("a", reply()).end("a")
+    text = node_detail(story.state, 0, said=conversations(story.told), get=get)
+    assert f"  model      {FAST}" in text.splitlines()
+    assert "  calls      1 in 1 turn" in text.splitlines()
+
+
 def test_out_of_money_says_which_scope_and_what_is_spent() -> None:
     story = broke()
     text = failures_table(story.state, said=conversations(story.told), get=get)
     assert text.splitlines()[-6:] == [
         "",
         "  write: over budget: node write: $0.01 are left, the call may cost $0.02",
-        "    node write: spent $0.01 of $0.02",
+        "    node write: spent $0.01, without a cap",
         "    run: spent $0.01 of $0.02",
         "",
         "dagrun logs r7k2 write",

@@ -419,6 +419,15 @@ def test_agents_show_tokens_cost_and_their_last_words_in_80_columns(terminal: Te
     ]
 
 
+def test_of_what_a_model_says_the_end_is_shown(terminal: Terminal) -> None:
+    story = research()
+    live = show(story, terminal)
+    live.attached(story.state, lambda i: b"one two three four five six seven" if story.plan.ids[i] == "write" else b"")
+    live.tick(story.state, story.now, story.now_m)
+    row = "● write  running    1/1     0:02                    …o three four five six seven"
+    assert row in terminal.screen(live._writer)
+
+
 @pytest.mark.parametrize("terminal", [120], indirect=True)
 def test_an_agent_that_has_not_said_a_word_yet_says_whom_it_asks(terminal: Terminal) -> None:
     story = research()

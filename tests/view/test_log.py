@@ -282,7 +282,7 @@ def test_agents() -> None:
         "22:13:24 ok      scan          4.0s  2,400 tokens  $0.004",
         "22:13:24 start   write",
         "22:13:26 warn    $0.80 of the $1.00 of the run are spent",
-        "22:13:26 BUDGET  write         no money is left in 2.0s  1,200 tokens  $0.002  dagrun logs r7k2 write",
+        "22:13:26 BUDGET  write         no money is left  2.0s  1,200 tokens  $0.002  dagrun logs r7k2 write",
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dagrun.core.permissions import Paths, Permissions
 from dagrun.core.plan import Plan, compile_plan
-from dagrun.core.workflow import Docker, Node, OnFailure, Review, Secret, Workflow
+from dagrun.core.workflow import Agent, Docker, Node, OnFailure, Provider, Review, Secret, Workflow
 from dagrun.view.permissions import permissions_json, permissions_text, subjects
 from dagrun.view.text import Look, Paint, cells
 
@@ -265,3 +265,12 @@ def test_a_removed_node_is_not_there() -> None:
     assert [s.node.id for s in subjects(smaller)] == ["b"]
     assert permissions_json(smaller)["revision"] == 2
     assert permissions_text(smaller, width=80).startswith("rel  1 node, 1 set")
+
+
+def test_where_the_model_of_an_agent_is_said() -> None:
+    nodes = [Node(id="a", agent=Agent(prompt="x")), Node(id="b", agent=Agent(prompt="x", model="fake/big"))]
+    bare = permissions_text(plan_of(*nodes, provider=Provider(kind="fake")), width=None)
+    assert "  asks         fake/model (default)\n" in bare
+    assert "  asks         fake/big (node)\n" in bare
+    tiers = permissions_text(plan_of(*nodes, provider=Provider(kind="fake"), models={"main": ("v/m",)}), width=None)
+    assert "  asks         v/m (tier main)\n" in tiers

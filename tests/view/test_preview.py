@@ -14,7 +14,16 @@ from dagrun.core.replan import Verdict, admit
 from dagrun.core.workflow import Agent, Docker, Input, Node, Output, Review
 from dagrun.view.draw import draw
 from dagrun.view.frame import take
-from dagrun.view.preview import Change, Cost, change_lines, change_of, file_diff, node_changes, preview_json, preview_text
+from dagrun.view.preview import (
+    Change,
+    Cost,
+    change_lines,
+    change_of,
+    file_diff,
+    node_changes,
+    preview_json,
+    preview_text,
+)
 from dagrun.view.revisions import Entry, action_document, history_document, history_table
 from dagrun.view.text import ASCII, Look, Paint
 
@@ -72,7 +81,7 @@ def test_an_agent_is_shown_by_its_keys_and_what_it_can_cost() -> None:
     old = story.plan.nodes[0]
     assert old.agent is not None
     new = replace(old, agent=replace(old.agent, model="main", max_turns=3))
-    assert list(node_changes(old, new)) == ["agent.max_turns 10 -> 3", "agent.model none -> main"]
+    assert sorted(node_changes(old, new)) == ["agent.max_turns 10 -> 3", "agent.model none -> main"]
     come = Node(id="b", agent=Agent(prompt="Say more"), isolation="context")
     change = changed(story, Insert(id="b", node=come, after=("a",)))
     for cost, said in (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dagrun.core.event import ReviewRequested, RunEnded
 from dagrun.core.names import Outcome, RunStatus, Schedule
+from dagrun.core.permissions import Permissions
+from dagrun.core.workflow import Retry
 from dagrun.view.summary import end_summary
 from dagrun.view.text import ASCII, Look
 
-from .agents_story import broke, research
+from .agents_story import CENT, PROMPT, Talking, agent, broke, reply, research
 from .story import Story, node, release_notes
 
 
@@ -109,3 +113,32 @@ def test_out_of_money_says_how_to_go_on() -> None:
         "  see its output                  dagrun logs r7k2 write\n"
         "  see everything                  dagrun trace show r7k2 --node write\n"
     )
+
+
+def test_a_node_out_of_its_own_money_gets_more_by_a_patch() -> None:
+    limited = agent("write", permissions=Permissions(cost_budget=2 * CENT))
+    story = Talking(limited, cap=100 * CENT)
+    story.begin("write").ask("write", PROMPT).at(1).answer("write", reply(usage=None), books="keep", spent=CENT)
+    story.at(2).end("write", Outcome.OVER_BUDGET, error="no money is left")
+    story.state.ledger.set_cap("node:write", 2 * CENT)  # type: ignore[union-attr]
+    text = end_summary(story.state, status=RunStatus.OVER_BUDGET)
+    again = "dagrun replan r7k2 --set write.permissions.cost_budget=0.04 --retry write --resume"
+    assert f"  more money? try again  {again}\n" in text
+
+
+def test_a_run_that_plays_another_is_not_resumed() -> None:
+    story = Story([node("a")])
+    story.state.created = replace(story.state.created, replay_of="k9zz")
+    story.start("a").at(1).end("a", Outcome.FAILED, exit_code=1)
+    text = end_summary(story.state, status=RunStatus.FAILED)
+    assert "dagrun execute flow.yaml --replay k9zz" in text
+    assert "resume" not in text
+
+
+def test_of_many_long_reasons_the_last_is_told() -> None:
+    story = Story([node("a", retry=Retry(max_attempts=3, delay_s=0.0))])
+    for k in range(3):
+        story.at(10 * k).start("a").at(10 * k + 1).end("a", Outcome.FAILED, error=f"reason {k} " + "x" * 90)
+    text = end_summary(story.state, look=Look(glyphs=ASCII), status=RunStatus.FAILED)
+    assert "3 tries: ..., reason 2 x" in text
+    assert "reason 0" not in text

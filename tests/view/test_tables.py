@@ -145,3 +145,12 @@ def test_a_run_with_agents() -> None:
 
 def test_ago() -> None:
     assert [ago(s) for s in (1, 42, 130, 7300, 200_000)] == ["just now", "42s ago", "2m ago", "2h ago", "2d ago"]
+
+
+def test_what_a_node_wrote_last_is_not_said_again_behind_the_same_error() -> None:
+    story = Story([node("a"), node("b")]).start("a", "b").at(1)
+    story.end("a", Outcome.FAILED, error="no server: it is not there", summary="no server: it is")
+    story.end("b", Outcome.FAILED, error="no server", summary="last words")
+    text = trace_table(story.state)
+    assert text.count("no server: it is") == 1
+    assert "no server: last words" in text

@@ -18,6 +18,7 @@ from dagrun.view.text import (
     clock,
     counts_text,
     cut,
+    cut_begin,
     glyph,
     glyphs_for,
     last_line,
@@ -124,6 +125,29 @@ def test_a_cut_text_fits(text: str, width: int, ellipsis: str) -> None:
     if cells(text) <= width and len(text) <= 4 * width:
         assert shown == text
     assert cells(pad(shown, width)) == width
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdef", 5, "…cdef"),
+        ("日本語", 5, "…本語"),
+        ("日本語", 4, "…語"),
+        ("abc", 1, "…"),
+        ("a", 0, ""),
+    ],
+)
+def test_the_end_of_a_text(text: str, width: int, shown: str) -> None:
+    assert cut_begin(text, width) == shown
+
+
+@given(st.text().map(clean), st.integers(0, 40), st.sampled_from(["…", "...", ""]))
+def test_the_end_of_a_text_fits(text: str, width: int, ellipsis: str) -> None:
+    shown = cut_begin(text, width, ellipsis)
+    assert cells(shown) <= width
+    if len(ellipsis) <= width:
+        assert shown == text or (shown.startswith(ellipsis) and text.endswith(shown.removeprefix(ellipsis)))
 
 
 def test_marks_without_a_cell_do_not_make_a_line_endless() -> None:
