@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 from dagrun.agent.messages import Answer, CallFailed, Message, Reply, Request, ToolCall, Usage, answer_to_json
 from dagrun.agent.record import delta
