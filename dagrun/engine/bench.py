@@ -67,7 +67,8 @@ class Workbench:
 
     `exchange` is a folder outside `.dagrun/`, private to this user. `ceiling` is what the workflow
     permits all its nodes, `accepted` what its user does without. `kit` is what its agents share (`agents`
-    makes it). `exempt` keeps helpers out of sweeps, `used` hears what a kill of this process would leave (EngineSide.tell_sweep).
+    makes it). `exempt` keeps helpers out of sweeps, `used` hears what a kill of this process would leave
+    (EngineSide.tell_sweep).
     """
 
     run_id: str
