@@ -60,8 +60,7 @@ def listing_fault(server: McpServer, first: str, found: str) -> str:
     if not wanted or wanted.removeprefix("sha256:") == found:
         return ""
     whose = "the workflow pins" if server.digest else "it listed at first"
-    trust = f" (look at its tools; if you trust them, write digest: {found})" if server.digest else ""
-    return f"it lists tools with digest {found}, and {whose} {wanted}{trust}"
+    return f"it lists tools with digest {found}, and {whose} {wanted}"
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class Server(ThreadingHTTPServer):
         self.sessions: set[str] = set()
         self.pinged = threading.Event()
         self.hung_up = threading.Event()
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
@@ -71,6 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.answered(message, modes)
 
     def answered(self, message: Any, modes: list[str]) -> None:
+        if message.get("method") == "tools/call" and message["params"]["name"] == "sleep":
+            given = message["params"]["arguments"]
+            self.server.over.wait(given["seconds"])  # not longer than the server is there
+            given["seconds"] = 0
         found = answer(message, modes)
         if found is None:
             if message.get("id") == "p":
@@ -147,6 +152,7 @@ def serving() -> Iterator[Server]:
         yield made
     finally:
         made.hung_up.set()
+        made.over.set()
         made.shutdown()
         made.server_close()
         thread.join()

@@ -857,7 +857,7 @@ def test_the_journal_says_what_an_attempt_began_with(space: Space) -> None:
 def test_what_would_fail_in_the_same_way_is_not_tried_again(space: Space, error: str, tries: int) -> None:
     agents(
         space,
-        "nodes: {a: {agent: {prompt: Work, tools: []}, retry: {max_attempts: 2, delay: 10ms}, timeout: 20s}}",
+        "nodes: {a: {agent: {prompt: Work, tools: []}, retry: {max_attempts: 2, delay: 10ms}, timeout: 3s}}",
         f"- {{node: a, error: {error}}}",
     )
     assert space.execute().code == 1
