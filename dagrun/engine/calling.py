@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -29,6 +28,7 @@ from dagrun.engine.bench import Workbench
 from dagrun.engine.providers import Asked, Source
 from dagrun.engine.talk import Asking, Talk, left_s, log_failure, log_reply, log_results, reasons_json
 from dagrun.engine.timers import Timers
+from dagrun.engine.watching import Watch
 
 CALL_SHARE = 0.6  # of what is left of an attempt's time, so that a call that hangs leaves some for another
 ESTIMATED_BYTES = 2  # a token of an estimate: most texts have three or more bytes in one
@@ -46,13 +46,12 @@ class Caller:
         self._bench = bench
         self._source = source
         self._timers = timers
-        self._poll = poll
         self._keys: dict[int, Talk] = {}
         self._key = 0
         self._outbox: list[tuple[Talk, Asked, Request]] = []
         self._short: dict[int, None] = {}  # the nodes that wait for money
         self._freed = False
-        self._watched = -1
+        self._watch = Watch(poll)
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------ what came
@@ -321,27 +320,12 @@ class Caller:
             delay_s = self._source.ask(self._key, asked, request, max(1.0, left * CALL_SHARE), now)
             if delay_s is not None:
                 self._timers.add(delay_s, "agent", talk.node, talk.number)
-        self._watch()
-
-    def _watch(self) -> None:
-        """Hear of the source's descriptor; a new broker may have another, or the same number again."""
-        fd = self._source.fileno()
-        if fd != self._watched and self._watched >= 0:
-            with suppress(OSError):
-                self._poll.unregister(self._watched)
-        self._watched = fd
-        if fd < 0:
-            return
-        wanted = select.EPOLLIN | (select.EPOLLOUT if self._source.wants_write else 0)
-        try:
-            self._poll.modify(fd, wanted)
-        except FileNotFoundError:
-            self._poll.register(fd, wanted)
+        self._watch.follow(self._source.fileno(), writing=self._source.wants_write)
 
     @property
     def watched(self) -> int:
         """The descriptor of the source, -1 for none."""
-        return self._watched
+        return self._watch.fd
 
     def close(self) -> None:
         """The session is over."""

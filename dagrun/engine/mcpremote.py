@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import select
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -22,10 +20,11 @@ from dagrun.core.names import Json, Outcome, format_duration
 from dagrun.core.permissions import Network
 from dagrun.core.workflow import McpServer, Node
 from dagrun.engine.bench import Workbench
-from dagrun.engine.mcpseat import listing_fault
+from dagrun.engine.mcpseat import ServerCall, listing_fault
 from dagrun.engine.providers import LiveSource, Source
 from dagrun.engine.secrets import NoSecret
 from dagrun.engine.toolends import Broken, Returned
+from dagrun.engine.watching import Watch
 from dagrun.sandbox.netproxy_hosts import AllowList, Malformed, read_authority
 from dagrun.sandbox.wall import Aftermath
 
@@ -63,10 +62,9 @@ class Desk:
     def __init__(self, live: Live, poll: select.epoll | None = None) -> None:
         self.lost = 0
         self._live = live
-        self._poll = poll
         self._waiting: dict[int, Remote] = {}
         self._number = 0
-        self._watched = -1
+        self._watch = Watch(poll) if poll is not None else None
 
     def give(self, order: Order, who: Remote | None = None) -> int:
         """The number of an order; `who` is told what comes of it."""
@@ -74,14 +72,14 @@ class Desk:
         if who is not None:
             self._waiting[self._number] = who
         self._live.order(self._number, order)
-        self._watch()
+        self._follow()
         return self._number
 
     def drop(self, number: int) -> None:
         """Nobody waits for this order any more."""
         self._waiting.pop(number, None)
         self._live.drop(number)
-        self._watch()
+        self._follow()
 
     def take(self, news: Sequence[Heard]) -> None:
         """Hand over what the broker said."""
@@ -94,32 +92,19 @@ class Desk:
 
     def collect(self) -> None:
         """Hear the broker, if it is an own one."""
-        if self._poll is None:
+        if self._watch is None:
             return
         self.take(self._live.feed())
-        self._watch()
+        self._follow()
 
     def close(self) -> None:
         """End the broker, if it is an own one."""
-        if self._poll is not None:
+        if self._watch is not None:
             self._live.close()
 
-    def _watch(self) -> None:
-        """Hear of the broker's descriptor; another broker may have another, or the same number again."""
-        if self._poll is None:
-            return
-        fd = self._live.fileno()
-        if fd != self._watched and self._watched >= 0:
-            with suppress(OSError):
-                self._poll.unregister(self._watched)
-        self._watched = fd
-        if fd < 0:
-            return
-        wanted = select.EPOLLIN | (select.EPOLLOUT if self._live.wants_write else 0)
-        try:
-            self._poll.modify(fd, wanted)
-        except FileNotFoundError:
-            self._poll.register(fd, wanted)
+    def _follow(self) -> None:
+        if self._watch is not None:
+            self._watch.follow(self._live.fileno(), writing=self._live.wants_write)
 
 
 def desk_of(source: Source, bench: Workbench, poll: select.epoll) -> Desk:
@@ -132,20 +117,6 @@ def desk_of(source: Source, bench: Workbench, poll: select.epoll) -> Desk:
 
 
 # ---------------------------------------------------------------- one server
-
-
-@dataclass(slots=True)
-class _Call:
-    number: int
-    name: str
-    arguments: Mapping[str, Json]
-    room: int
-    timeout_s: float
-    began: float
-
-    @property
-    def due(self) -> float:
-        return self.began + self.timeout_s
 
 
 class Remote:
@@ -191,8 +162,8 @@ class Remote:
         self._opening = 0  # the order that a session was asked for by
         self._due: float | None = None  # of that
         self._closing = 0  # the order that it was given up by
-        self._waiting: list[_Call] = []  # until there is a session
-        self._open: dict[int, _Call] = {}  # by order
+        self._waiting: list[ServerCall] = []  # until there is a session
+        self._open: dict[int, ServerCall] = {}  # by order
         self._failures = 0  # one after another
         self._stopping = False
         self._look = False  # something changed without a result
@@ -221,7 +192,7 @@ class Remote:
         elif self._stopping:
             self._results.append(Returned(number, False, "it was not called: the attempt ends", 0))
         else:
-            self._waiting.append(_Call(number, name, arguments, room, timeout_s, monotonic()))
+            self._waiting.append(ServerCall(number, name, arguments, room, timeout_s, monotonic()))
             self._advance()
 
     def drain(self) -> list[Returned | Broken]:
@@ -244,7 +215,7 @@ class Remote:
             limit = max(0.0, call.due - monotonic()) + SLACK_S
             self._open[self._desk.give({**order, "room": call.room, "timeout_s": limit}, self)] = call
 
-    def _return(self, call: _Call, ok: bool, text: str) -> None:
+    def _return(self, call: ServerCall, ok: bool, text: str) -> None:
         self._results.append(Returned(call.number, ok, text, round((monotonic() - call.began) * 1000)))
 
     # ------------------------------------------------------------ the session
@@ -289,7 +260,7 @@ class Remote:
             case _:
                 self._failed(str(answer.get("lost")))
 
-    def _answered(self, call: _Call, answer: Order) -> None:
+    def _answered(self, call: ServerCall, answer: Order) -> None:
         match answer:
             case {"ok": bool(ok), "text": str(text)}:
                 self._failures = 0

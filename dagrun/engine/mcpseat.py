@@ -64,7 +64,9 @@ def listing_fault(server: McpServer, first: str, found: str) -> str:
 
 
 @dataclass(slots=True)
-class _Call:
+class ServerCall:
+    """A call of a server's tool that has no result yet. `began` is monotonic."""
+
     number: int
     name: str
     arguments: Mapping[str, Json]
@@ -74,6 +76,7 @@ class _Call:
 
     @property
     def due(self) -> float:
+        """When its time is over."""
         return self.began + self.timeout_s
 
 
@@ -102,8 +105,8 @@ class McpSeat(Piped):
         self._server = server
         self._session = Session(name)
         self._due: float | None = None  # of its list
-        self._waiting: list[_Call] = []  # until it is open
-        self._open: dict[int, _Call] = {}  # by id of the session
+        self._waiting: list[ServerCall] = []  # until it is open
+        self._open: dict[int, ServerCall] = {}  # by id of the session
         self._lost = 0
 
     # ------------------------------------------------------------ calls
@@ -124,7 +127,7 @@ class McpSeat(Piped):
         elif self._stopping:
             self._results.append(Returned(number, False, "it was not called: the attempt ends", 0))
         else:
-            self._waiting.append(_Call(number, name, arguments, room, timeout_s, monotonic()))
+            self._waiting.append(ServerCall(number, name, arguments, room, timeout_s, monotonic()))
             self._advance()
 
     def stop(self) -> None:
@@ -163,7 +166,7 @@ class McpSeat(Piped):
             self._open[found] = call
         self._send(self._session.lines())
 
-    def _return(self, call: _Call, ok: bool, text: str) -> None:
+    def _return(self, call: ServerCall, ok: bool, text: str) -> None:
         self._results.append(Returned(call.number, ok, text, round((monotonic() - call.began) * 1000)))
 
     # ------------------------------------------------------------ the process
