@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 from unicodedata import normalize
 
@@ -184,6 +184,12 @@ def build(briefing: Briefing, turns: Sequence[Turn] = ()) -> Prompt:
     for n, turn in enumerate(turns, 1):
         _turn(made, turn, n)
     return Prompt(tuple(made.messages), tuple(made.segments))
+
+
+def said(briefing: Briefing, turns: Sequence[Turn]) -> tuple[Message, ...]:
+    """What others of a group are shown of a conversation: all but its system text and what was said before it."""
+    prompt = build(replace(briefing, earlier=()), turns)
+    return tuple(message for message in prompt.messages if message.role != "system")
 
 
 def _system(made: _Maker, briefing: Briefing) -> None:

@@ -16,8 +16,6 @@ from dagrun.engine.talk import Talk, log
 from dagrun.sandbox.logpool import LogPool
 from dagrun.store.exchange import OutputError
 
-PERMANENT = frozenset({"auth", "bad_request", "context_too_long"})  # kinds of errors that asking again does not mend
-
 
 def finished(bench: Workbench, logs: LogPool, node: Node, talk: Talk) -> AttemptFinished:
     """The outcome of an attempt whose processes are all dead; gives its log slot and its folder back.
@@ -67,7 +65,7 @@ def finished(bench: Workbench, logs: LogPool, node: Node, talk: Talk) -> Attempt
         cpu_ms=seat.cpu_ms if seat is not None else None,
         stdout_bytes=out_bytes,
         stderr_bytes=err_bytes,
-        permanent=finish is not None and finish.kind in PERMANENT,
+        permanent=finish is not None and finish.kind != "" and not finish.transient,
     )
     return event if replay is None else replay.ended(bench, node, event)
 

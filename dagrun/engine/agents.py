@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from dagrun.agent.loop import effect
+from dagrun.agent.prompt import said
 from dagrun.agent.steps import CallModel, CallTool, Finish
 from dagrun.core.event import Event, Warned
 from dagrun.core.names import NodeId, Outcome
@@ -23,7 +24,7 @@ from dagrun.engine.attempt import Ending
 from dagrun.engine.bench import Command, Workbench
 from dagrun.engine.calling import Caller
 from dagrun.engine.providers import Kit
-from dagrun.engine.talk import Talk, conversation_of, tail_of
+from dagrun.engine.talk import Talk, tail_of
 from dagrun.engine.timers import Timers
 from dagrun.engine.tooling import Tools
 from dagrun.sandbox.logpool import LogPool, Slot
@@ -201,7 +202,7 @@ class Agents:
             fold(Warned(text=self._bench.mask.text(note), node=node.id))
         event = finished(self._bench, self._logs, node, talk)
         if node.group and event.outcome is Outcome.COMPLETED:
-            self._kit.groups.setdefault(node.group, {})[node.id] = conversation_of(talk)
+            self._kit.groups.setdefault(node.group, {})[node.id] = said(talk.begin.task.briefing, talk.state.turns)
         fold(event)
 
     # ------------------------------------------------------------ when the record is written

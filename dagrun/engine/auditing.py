@@ -14,7 +14,8 @@ from typing import cast
 
 from dagrun.agent.loop import START, State, effect, step
 from dagrun.agent.messages import Message, Reply, Request
-from dagrun.agent.prompt import build, first_difference
+from dagrun.agent.prompt import first_difference
+from dagrun.agent.prompt import said as said_in
 from dagrun.agent.replay import canonical, difference
 from dagrun.agent.skills import Place, Skill, find, search_path
 from dagrun.agent.steps import Answered, CallModel, CallTool, Task, ToolReturned
@@ -109,7 +110,7 @@ def _audited(record: Record, home: str) -> tuple[list[Finding], dict[str, dict[N
                 ended = _attempt(record, tasks[node, number], trials[node][-1], finding)
                 group = trials[node][-1].node.group
                 if group and outcome is Outcome.COMPLETED and isinstance(ended, tuple):
-                    said.setdefault(group, {})[node] = _said(*ended)
+                    said.setdefault(group, {})[node] = said_in(ended[0].briefing, ended[1].turns)
             case _:
                 pass
     for finding in order:  # what was still going on when the journal ended
@@ -303,9 +304,3 @@ def _use(task: Task, state: State, use: ToolUse) -> State:
     if canonical(dict(due.call.arguments or {})) != canonical(dict(use.arguments)):
         raise _Unexplained(f"tool call {ended.number} ({ended.name}) has other arguments than the model wrote")
     return step(task, state, ToolReturned(ended.number, use.output.ok, use.output.text, use.at_s))
-
-
-def _said(task: Task, state: State) -> tuple[Message, ...]:
-    """What others of its group are shown of a conversation."""
-    prompt = build(replace(task.briefing, earlier=()), state.turns)
-    return tuple(message for message in prompt.messages if message.role != "system")

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dagrun.agent.loop import START, State
-from dagrun.agent.messages import CallFailed, Message, Reply, Request
-from dagrun.agent.prompt import build
+from dagrun.agent.messages import CallFailed, Reply, Request
 from dagrun.agent.router import Choice, Failure, Reason
 from dagrun.agent.steps import CallModel, Finish
 from dagrun.core.lattice import dollars
@@ -109,14 +108,6 @@ def tail_of(talk: Talk) -> str:
     if talk.waits == "delay" and talk.asking is not None and talk.asking.reasons:
         return talk.asking.reasons[0].text
     return "waiting for money that other calls hold" if talk.waits == "money" else ""
-
-
-def conversation_of(talk: Talk) -> tuple[Message, ...]:
-    """What was said in it, without its system text and without what others said before."""
-    from dataclasses import replace
-
-    prompt = build(replace(talk.begin.task.briefing, earlier=()), talk.state.turns)
-    return tuple(message for message in prompt.messages if message.role != "system")
 
 
 # ---------------------------------------------------------------- the log
