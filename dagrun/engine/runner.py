@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from functools import partial
 from time import monotonic, time
 from typing import Literal, NoReturn, TypeAlias
 
@@ -74,9 +75,9 @@ class Runner:
         self.bench = bench
         self.observer = observer
         self.side = side
-        self.scribe = Scribe(state, journal, observer, self._follow)
-        self.poll = select.epoll()
         self.timers = Timers(self._is_open)
+        self.scribe = Scribe(state, journal, observer, self._follow, partial(self.timers.add, kind="sync"))
+        self.poll = select.epoll()
         self.crew = Crew(state=state, run=run, bench=bench, room=room, timers=self.timers, poll=self.poll)
         self.notice = Notice.watch(run.journal)
         self.last_turn = monotonic()
@@ -338,6 +339,8 @@ class Runner:
                     self._stop(stop.cause if stop is not None else "timeout", "now")
             case "review":
                 self._review_due(node)
+            case "sync":
+                self.scribe.look()
             case _:
                 self.crew.due(kind, node, number)
 

@@ -25,10 +25,17 @@ from dagrun.store.sync import Syncer
 class Scribe:
     """Who writes for one engine. A record: `begin`, `fold` …, `write`, in any case `end`, then `publish`.
 
-    `events` are those folded and not published yet.
+    `events` are those folded and not published yet. `later` is asked for a call of `look` in so many seconds.
     """
 
-    def __init__(self, state: RunState, journal: Journal, observer: Observer, follow: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        state: RunState,
+        journal: Journal,
+        observer: Observer,
+        follow: Callable[[Event], None],
+        later: Callable[[float], None],
+    ) -> None:
         self.events: list[Event] = []
         self._state = state
         self._journal = journal
@@ -36,7 +43,7 @@ class Scribe:
         self._follow = follow
         self._epoch = state.engines
         self._strict = state.plan.workflow.durability == "strict"
-        self._syncer = Syncer(journal)
+        self._syncer = Syncer(journal, later)
 
     def unread(self) -> bool:
         """Whether others appended what is not folded yet, or the journal is gone; no lock is taken."""
@@ -94,6 +101,10 @@ class Scribe:
         if ARMED:
             for _ in events:
                 fault("engine.after_event")
+
+    def look(self) -> None:
+        """Go on with the sync that goes on beside the engine; what failed is raised by the next `publish`."""
+        self._syncer.look()
 
     def sync(self) -> None:
         """Wait until everything written is on the disk. Raises JournalError."""

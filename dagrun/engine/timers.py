@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from time import monotonic
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["timeout", "kill", "run_timeout", "drained", "spawn", "size", "review", "agent"]
+Kind: TypeAlias = Literal["timeout", "kill", "run_timeout", "drained", "spawn", "size", "review", "agent", "sync"]
 
 FEW = 1024  # so many need no look at which of them are stale
 

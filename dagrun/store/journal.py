@@ -10,7 +10,7 @@ Events are opaque JSON objects here, but for `format` in the very first one.
 Invariants: a line is written only under flock, by a writer that has read every line before it;
 a bad or unfinished *last* line is the rest of a write that never ended and is cut by the next
 writer; a bad line before the last is corruption and refused. A sync that failed is never tried
-again, since the kernel may have dropped the pages. Not for several threads at once, but for `sync`; a signal
+again, since the kernel may have dropped the pages. Not for several threads at once; a signal
 handler that raises must not run during `append`.
 """
 
@@ -371,30 +371,50 @@ class Journal:
     # ------------------------------------------------------------ durability
 
     def sync(self) -> None:
-        """Everything appended so far survives a power loss once this returns; may run in another thread.
+        """Everything appended so far survives a power loss once this returns.
 
         Raises JournalError when the disk fails or the file was deleted or replaced. That is final:
         every later append and sync is refused.
         """
-        if self._broken:
-            raise JournalError(self._broken)
-        seq = self.seq
+        seq = self.syncing()
         try:
-            if ARMED:
-                fault("journal.before_sync")
             _flush(self.fd)
             if _FULLSYNC is not None:
                 fcntl.fcntl(self.fd, _FULLSYNC)
+        except OSError as error:
+            raise self._unsynced(error) from error
+        self.synced(seq)
+
+    def syncing(self) -> int:
+        """For who syncs the descriptor himself, before: the record up to which it counts. Errors as in `sync`."""
+        if self._broken:
+            raise JournalError(self._broken)
+        try:
+            if ARMED:
+                fault("journal.before_sync")
+        except OSError as error:
+            raise self._unsynced(error) from error
+        return self.seq
+
+    def synced(self, seq: int, code: int = 0) -> None:
+        """For who synced the descriptor himself, after, with the error's number. Errors as in `sync`."""
+        try:
+            if code:
+                raise OSError(code, os.strerror(code))
             mine, there = _fstat(self.fd), os.stat(self.path)
             if (mine.st_ino, mine.st_dev) != (there.st_ino, there.st_dev):
                 raise FileNotFoundError(errno.ENOENT, "deleted or replaced while in use")
         except OSError as error:
-            failure = disk_fault("can't sync", self.path, error)
-            self._broken = failure.message
-            raise failure from error
-        self.synced_seq = seq
+            raise self._unsynced(error) from error
+        self.synced_seq = max(self.synced_seq, seq)
         if ARMED:
             fault("journal.after_sync")
+
+    def _unsynced(self, error: OSError) -> JournalError:
+        """A sync that failed is never tried again: the kernel may have dropped the pages."""
+        failure = disk_fault("can't sync", self.path, error)
+        self._broken = failure.message
+        return failure
 
 
 _FULLSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache

@@ -1,6 +1,6 @@
-"""Around the journal: the thread that syncs it, and the kernel's notice that it grew.
+"""Around the journal: its sync beside the engine, and the kernel's notice that it grew.
 
-Both are optional: without the thread call `Journal.sync`, without a notice look at the size of
+Both are optional: without the first call `Journal.sync`, without a notice look at the size of
 the file (fstat), which stays the truth in any case.
 """
 
@@ -8,92 +8,89 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from dagrun.errors import JournalError
 
 if TYPE_CHECKING:
     import ctypes
-    import threading
 
-    from dagrun.errors import DagrunError
+    from dagrun.store.aio import Flush
     from dagrun.store.journal import Journal
 
 GATHER_S = 0.03  # well under the 50 ms that a power loss may cost, so that the sync itself fits in
 
 
 class Syncer:
-    """Syncs a journal from a thread, at most GATHER_S after the first `poke` since the last sync.
+    """Syncs a journal beside its writer, at most GATHER_S after the first `poke` since the last sync.
 
-    The thread starts with the first poke. What goes wrong in it is raised by the next `poke` or
-    by `close`, and is final.
+    `later` is asked for a call of `look` in so many seconds. What goes wrong meanwhile is raised by
+    the next `poke` or by `close`, and is final.
     """
 
-    __slots__ = ("_closing", "_dirty", "_error", "_journal", "_thread", "_wake")
+    __slots__ = ("_dirty", "_error", "_flush", "_journal", "_later", "_looking", "_seq")
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, later: Callable[[float], None]) -> None:
+        from dagrun.store.aio import Flush
+
         self._journal = journal
+        self._later = later
+        self._flush: Flush | None = Flush.make()
+        self._seq = 0  # what the sync that goes on will have made safe
         self._dirty = False
-        self._error: DagrunError | None = None
-        self._thread: threading.Thread | None = None
-        self._wake: threading.Event
-        self._closing: threading.Event
+        self._looking = False
+        self._error: JournalError | None = None
 
     def poke(self) -> None:
         """Say that something was appended. Raises JournalError if a sync has failed."""
-        if self._dirty:
-            return
         if self._error is not None:
             raise self._error
         self._dirty = True
-        if self._thread is None and not self._start():
-            self._sync()
-            return
-        self._wake.set()
+        if not self._looking:
+            self._looking = True
+            self._later(GATHER_S)
+
+    def look(self) -> None:
+        """End a sync that is done, and begin one if something was appended since."""
+        try:
+            self._step()
+        except JournalError as error:
+            self._error = error
+        self._looking = self._error is None and (self._dirty or self._busy)
+        if self._looking:
+            self._later(GATHER_S)
 
     def close(self) -> None:
-        """Sync what is left and end the thread. Raises JournalError if any sync failed."""
-        if self._thread is not None:
-            self._closing.set()
-            self._wake.set()
-            self._thread.join()
-            self._thread = None
-        if self._dirty and self._error is None:
-            self._sync()
+        """Sync what is left. Raises JournalError if any sync failed."""
+        try:
+            if self._flush is not None and self._flush.busy:
+                self._journal.synced(self._seq, self._flush.wait())
+            if self._dirty and self._error is None:
+                self._dirty = False
+                self._journal.sync()
+        except JournalError as error:
+            self._error = self._error or error
         if self._error is not None:
             raise self._error
 
-    def _start(self) -> bool:
-        """Start the thread; False when the machine has none left: then every poke syncs by itself."""
-        import threading
+    @property
+    def _busy(self) -> bool:
+        return self._flush is not None and self._flush.busy
 
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return False
-        self._thread = thread
-        return True
-
-    def _run(self) -> None:
-        while self._error is None:
-            self._wake.wait()
-            # before the look at `_closing`: a close that comes after that look wakes us again
-            self._wake.clear()
-            if self._closing.wait(GATHER_S):
+    def _step(self) -> None:
+        flush = self._flush
+        if flush is not None and flush.busy:
+            code = flush.result()
+            if code is None:
                 return
-            self._sync()
-
-    def _sync(self) -> None:
-        from dagrun.errors import DagrunError
-
-        # Cleared before the sync: an append during it is dirty again, and synced once more.
-        self._dirty = False
-        try:
+            self._journal.synced(self._seq, code)
+        if not self._dirty:
+            return
+        self._dirty = False  # an append during the sync is dirty again, and synced once more
+        self._seq = self._journal.syncing()
+        if flush is None or not flush.start(self._journal.fd):
             self._journal.sync()
-        except DagrunError as error:
-            self._error = error
-            self._dirty = False  # so that the next poke looks at the error
 
 
 _IN_MODIFY = 0x2
