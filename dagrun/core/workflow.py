@@ -8,8 +8,9 @@ journal keep: only what differs from the default, so 100,000 plain nodes stay sm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
+from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from dagrun.core.names import DEFAULT_GRACE_S, DEFAULT_TIMEOUT_S, Json, NodeId, Outcome, Schedule
@@ -352,30 +353,37 @@ _TUPLES = frozenset({"needs", "pass_env", "artifacts", "enum", "command", "secre
 
 def _pack(value: object) -> Json:
     """JSON of a dataclass (only what differs from its defaults), a mapping, a tuple or a scalar."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return cast(Json, value)
     if isinstance(value, tuple | frozenset):
         items = sorted(value) if isinstance(value, frozenset) else value
         return [_pack(v) for v in items]
     if isinstance(value, Mapping):
         return {k: _pack(v) for k, v in value.items()}
     if hasattr(value, "__dataclass_fields__"):
-        return {
-            name: _pack(got)
-            for name, default in _defaults(type(value)).items()
-            if (got := getattr(value, name)) != default
-        }
+        read, parts = _shape(kind)
+        pairs = zip(parts, read(value), strict=True)
+        return {name: _pack(got) for (name, default), got in pairs if got is not default and got != default}
     return cast(Json, value)
 
 
-_DEFAULTS: dict[type, dict[str, object]] = {}
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_Shape: TypeAlias = tuple[Callable[[object], tuple[object, ...]], tuple[tuple[str, object], ...]]
+_SHAPES: dict[type, _Shape] = {}
 
 
-def _defaults(cls: type) -> dict[str, object]:
-    """Field name → default of a dataclass; a sentinel that equals nothing where there is none."""
-    if cls not in _DEFAULTS:
-        _DEFAULTS[cls] = {
-            f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(cls)
-        }
-    return _DEFAULTS[cls]
+def _shape(cls: type) -> _Shape:
+    """How to read all fields of a dataclass at once, and their defaults; a sentinel that equals nothing for none."""
+    if cls not in _SHAPES:
+        parts = tuple(
+            (f.name, f.default_factory() if f.default_factory is not MISSING else f.default) for f in fields(cls)
+        )
+        names = [name for name, _ in parts]
+        # of a single name attrgetter gives the value itself
+        read = attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
+        _SHAPES[cls] = read, parts
+    return _SHAPES[cls]
 
 
 def workflow_to_json(workflow: Workflow) -> dict[str, Json]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,7 @@ def conclude(
     if outcome is Outcome.COMPLETED and (node.outputs or node.output_schema is not None or node.artifacts):
         try:
             outputs = collect_outputs(bench, node, run)
-            stored = bench.context.store_artifacts(node.artifacts, bench.project, reach_of(run))
-            artifacts = tuple([bench.mask.value(dict(found)) for found in stored])
+            artifacts = keep_artifacts(bench, node, run)
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
             if bench.mask:  # a quotation that was cut short could end within a secret
@@ -154,7 +154,7 @@ def conclude(
         mask_file(bench.mask, run.slot.out_fd)
         mask_file(bench.mask, run.slot.err_fd)
     # after the masking: a summary cut from the raw text could end within a secret
-    summary = _summary(logs, run.slot, outcome)
+    summary = _summary(logs, run.slot, outcome) if written else ""
     out_bytes, err_bytes = logs.release(run.slot, node.id, run.number, retire=retire)
     return AttemptFinished(
         node=node.id,
@@ -301,6 +301,17 @@ def _file_output(bench: Workbench, run: Running, name: str, output: Output) -> J
     finally:
         if isinstance(path, int):
             os.close(path)
+
+
+def keep_artifacts(bench: Workbench, node: Node, run: Running) -> tuple[Json, ...]:
+    """Copy what `artifacts` of a node means into the store, secrets masked. Raises OutputError, EnvironmentFault."""
+    clean = None
+    if bench.mask and node.artifacts:
+        from dagrun.engine.masking import mask_file
+
+        clean = partial(mask_file, bench.mask)
+    stored = bench.context.store_artifacts(node.artifacts, bench.project, reach_of(run), clean)
+    return tuple([bench.mask.value(dict(found)) for found in stored])
 
 
 def reach_of(run: Running) -> Opener | None:
