@@ -53,9 +53,13 @@ def hold(workflow: Workflow, nodes: Sequence[Node], accept_missing: str) -> Hold
 
 
 def sweep_dead_runs(held: Holding, project: str) -> tuple[str, ...]:
-    """Remove the containers of runs of this project that nobody works on any more; what is said about it."""
+    """Remove the containers of runs of this project that nobody works on any more; what is said about it.
+
+    What their nodes had made where they must not is moved aside.
+    """
+    told = sweep_plants(project)
     if held.walls is None:
-        return ()
+        return told
     from dagrun.sandbox.container_files import clear
     from dagrun.sandbox.container_line import folder_label
     from dagrun.store.rundir import list_runs
@@ -71,7 +75,18 @@ def sweep_dead_runs(held: Holding, project: str) -> tuple[str, ...]:
     names = held.walls.sweep_dead(is_dead)
     for path in dead:
         clear(path, names)
-    return (f"removed containers that a dead run had left: {', '.join(names[:5])}",) if names else ()
+    return (*told, f"removed containers that a dead run had left: {', '.join(names[:5])}") if names else told
+
+
+def sweep_plants(project: str) -> tuple[str, ...]:
+    """Move aside what nodes of killed runs had made where they must not; what is said about it."""
+    base = os.path.join(os.path.abspath(project), ".dagrun")
+    if not os.path.isdir(f"{base}/watched"):  # a plain project pays nothing for it
+        return ()
+    from dagrun.sandbox.plants import sweep
+
+    found = sweep(base)
+    return (f"moved aside what a killed node had made: {', '.join(found[:5])}",) if found else ()
 
 
 def _concerns(ceiling: Permissions | None, node: Node) -> bool:

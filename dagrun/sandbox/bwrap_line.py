@@ -1,8 +1,8 @@
 """The command line of bubblewrap for one attempt: what is seen inside, where, and in which order it is mounted.
 
 Pure but for looks at which system folders exist. Knows no processes; descriptors are numbers to it.
-Invariants: everything is mounted parents first, so that no mount hides a later one; the root and
-/proc become read-only last; nothing of the caller's is mounted by a path that a command could swap.
+Invariants: everything is mounted parents first, so that no mount hides a later one; the root, /proc
+and /dev become read-only last; nothing of the caller's is mounted by a path that a command could swap.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _ETC_NETWORK = ("resolv.conf", "hosts", "host.conf", "gai.conf", "protocols", "s
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _MORE = ("/nix/store",)
 _NO_HOME = ("/usr", "/etc", "/proc", "/sys", "/dev", "/nix", "/run", *(f"/{name}" for name in _TOP))
+_KEYS = "/proc/keys"  # names the keys of the user, whatever the namespace
 _SPARE_HOME, _SPARE_TMP = "/dev/shm/home", "/dev/shm/tmp"
 
 
@@ -115,8 +116,12 @@ def command_line(
     for cover in grants.covers:
         if cover.folder:
             line += ["--remount-ro", cover.path]
+    if os.path.exists(_KEYS):
+        line += ["--ro-bind", "/dev/null", _KEYS]
     if fresh_proc:
         line += ["--remount-ro", "/proc"]
+    # It is a file system in memory as large as half of it, and bounded by nothing.
+    line += ["--remount-ro", "/dev"]
     if not grants.everything:
         line += ["--remount-ro", "/"]
     return [*line, "--chdir", cwd, "--seccomp", str(fds.seccomp), "--json-status-fd", str(fds.status), "--"]

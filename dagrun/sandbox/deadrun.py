@@ -18,6 +18,8 @@ from dagrun.sandbox import procs
 # A start time is taken by the clock just before the spawn: it may be a moment earlier than the
 # kernel's. Pids don't come round within a second.
 _TICKS_SLACK = procs.TICKS_PER_S
+# A child that its engine had just spawned has no cookies until it is its command: it is looked for twice.
+_EXEC_S = 0.02
 
 
 def reap_dead_run(
@@ -38,10 +40,14 @@ def reap_dead_run(
     roots = {pid: ticks for pid, ticks, where in recorded if where == boot}
     names: dict[tuple[int, int], str] = {}
     end = time.monotonic() + timeout_s
+    empty = 0
     while True:
         found = {pid: who for pid, who in _members(run_id, run_dir, roots).items() if pid not in spared}
-        if not found or time.monotonic() > end:
+        empty = 0 if found else empty + 1
+        if empty > 1 or time.monotonic() > end:
             return list(names.values())
+        if empty:
+            time.sleep(_EXEC_S)
         for pid, who in found.items():
             if procs.send(pid, who.start_ticks, signal.SIGKILL):
                 names[pid, who.start_ticks] = who.name

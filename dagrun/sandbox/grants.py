@@ -111,8 +111,7 @@ class Grants:
 
     def aftermath(self, attempt_id: str) -> Aftermath:
         """What the attempt made where it must not, moved aside: outcome `denied`. All of it is dead."""
-        node = [*attempt_id.split("/"), ""][-3:][0] or attempt_id  # run/node/number
-        found = self._protection.violations("".join([c if c.isalnum() or c in "-_" else "." for c in node[:64]]))
+        found = self._protection.violations(attempt_id)
         if not found:
             return NOTHING_MORE
         text = f"it made {', '.join(found)}: what git, an editor or a shell would run is not for a node to write"
@@ -144,6 +143,7 @@ def open_grants(spec: Spec) -> Grants:
         found = _open_roots(spec)
         try:
             _shut(found, spec, real(spec.project), home_of_user())
+            found._protection.write_down(spec.run_dir, spec.attempt_id)
         except BaseException:
             found.close()
             raise

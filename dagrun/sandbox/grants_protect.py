@@ -14,7 +14,9 @@ import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from dagrun.sandbox import plants
 from dagrun.sandbox.grants_open import below, open_exactly, real
+from dagrun.sandbox.plants import Watched
 
 # Relative to the project and to each write root. `.git/commondir` would move git's configuration.
 PROTECTED = (
@@ -26,7 +28,6 @@ PROTECTED = (
 _GIT = tuple(name for name in PROTECTED if name.startswith(".git/"))
 MAX_LOOKED_AT = 20_000  # entries of write grants among which repositories are looked for, the shallow ones first
 MAX_REPOSITORIES = 64  # each is some mounts
-_ASIDE = "quarantine"
 _MOST_CONFIG = 1 << 18
 _SECTION = re.compile(r"\s*\[\s*([A-Za-z0-9.-]+)")
 _PATH = re.compile(r'\s*(?:\[[^\]]*\])?\s*(hookspath|attributesfile|path)\s*=\s*"?([^"#;\n]+)', re.IGNORECASE)
@@ -40,14 +41,6 @@ class Bound(NamedTuple):
     folder: bool
 
 
-class _Absent(NamedTuple):
-    """Names that were not in a folder (`fd`, at `path`), or links with what they led to."""
-
-    path: str
-    fd: int
-    names: dict[str, str]
-
-
 class Protection:
     """The protected paths inside the write grants of one attempt. `close` gives the descriptors back."""
 
@@ -55,7 +48,8 @@ class Protection:
         self._roots = tuple(write_roots)
         self.bound: dict[str, Bound] = {}
         self.pins: dict[str, Bound] = {}
-        self._watched: dict[str, _Absent] = {}
+        self._watched: dict[str, Watched] = {}
+        self._record = ""
 
     def add(self, base: str, relative: Iterable[str]) -> None:
         """Protect paths below the folder `base`, which has no links in it."""
@@ -151,12 +145,12 @@ class Protection:
         if path in self.pins:
             return self.pins[path].fd
         if path not in self._watched:
-            self._watched[path] = _Absent(path, open_exactly(path), {})
+            self._watched[path] = Watched(path, open_exactly(path), {})
         return self._watched[path].fd
 
     def _watch(self, folder: str, name: str, target: str) -> None:
         if folder not in self._watched:
-            self._watched[folder] = _Absent(folder, os.dup(self._folder(folder)), {})
+            self._watched[folder] = Watched(folder, os.dup(self._folder(folder)), {})
         self._watched[folder].names[name] = target
 
     def _link(self, folder: str, name: str) -> None:
@@ -196,14 +190,13 @@ class Protection:
         self.bound.clear()
         self.pins.clear()
 
-    def violations(self, mark: str) -> list[str]:
-        """What appeared where nothing protected was: moved aside, as `path (now path)`; ends the watch."""
-        found: list[str] = []
-        for path, fd, names in self._watched.values():
-            for name, target in names.items():
-                if _now(fd, name) != target:
-                    aside = _move_aside(fd, name, mark)
-                    found.append(f"{path}/{name} ({f'now {aside}' if aside else 'it could not be moved aside'})")
+    def write_down(self, run_dir: str, attempt_id: str) -> None:
+        """Let others find what appears, should this process be killed: see plants.write_down. Raises OSError."""
+        self._record = plants.write_down(run_dir, attempt_id, self._watched.values())
+
+    def violations(self, attempt_id: str) -> list[str]:
+        """What appeared where nothing protected was: moved aside, as `path (now name)`; ends the watch."""
+        found = plants.judge(self._watched.values(), attempt_id)
         self.close()
         return found
 
@@ -213,6 +206,9 @@ class Protection:
         for absent in self._watched.values():
             os.close(absent.fd)
         self._watched.clear()
+        if self._record:
+            plants.forget(self._record)
+            self._record = ""
 
 
 def repositories_below(roots: Iterable[str]) -> list[str]:
@@ -309,30 +305,3 @@ def _opened(path: str) -> int | None:
         return open_exactly(path)
     except OSError:
         return None
-
-
-def _now(fd: int, name: str) -> str | None:
-    """What a link leads to, "" if nothing is there, None if there is something else."""
-    try:
-        return os.readlink(name, dir_fd=fd)
-    except FileNotFoundError:
-        return ""
-    except OSError:
-        return None
-
-
-def _move_aside(fd: int, name: str, mark: str) -> str:
-    """Give what appeared a name under which nothing runs it; "" if that fails. A link is gone, or was replaced."""
-    for number in range(100):
-        aside = f"{name}.{_ASIDE}-{mark}{f'-{number}' if number else ''}"
-        try:
-            os.lstat(aside, dir_fd=fd)
-        except OSError:
-            try:
-                os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
-            except FileNotFoundError:
-                return "nowhere"
-            except OSError:
-                return ""
-            return aside
-    return ""

@@ -105,6 +105,7 @@ class _Stage:
     """A project, something outside it, and a process that must not be reached; gone at the end."""
 
     def __enter__(self) -> _Stage:
+        procs.keep_inherited_fds()  # as before any command: it may be asked before anything was started
         self._base = os.path.realpath(tempfile.mkdtemp(prefix="dagrun-canary-"))
         self.project, self.outside = f"{self._base}/project", f"{self._base}/outside"
         for folder in (f"{self.project}/.dagrun", f"{self.project}/out", self.outside, f"{self._base}/exchange"):

@@ -1,4 +1,4 @@
-"""What a killed engine leaves outside of its process tree: containers, control groups, files with secrets.
+"""What a killed engine leaves outside of its process tree: containers, control groups, secret files, plants.
 
 No signal to a process ends them. Works with no state of the engine, for its watchdog and for the
 next start; what can't be reached has nothing to remove.
@@ -12,12 +12,14 @@ from typing import Final
 
 LIMITS: Final = "limits"
 SECRETS: Final = "secrets"
+PLANTS: Final = "plants"
 SECRETS_FOLDER: Final = "secrets"  # of an attempt, in its folder of the exchange
 ENGINES: Final = ("docker", "podman")
 
 
 def sweep(run_dir: str, kinds: Collection[str]) -> list[str]:
-    """Remove what a dead run left: `kinds` are of LIMITS, ENGINES and SECRETS; the names of the containers.
+    """Remove what a dead run left: `kinds` are of LIMITS, ENGINES, SECRETS and PLANTS; the names
+    of the containers and of what was moved aside.
 
     `run_dir` is the folder of the run; with SECRETS it is that of its exchange.
     Call it only when nobody runs the run any more. Takes seconds where a daemon is slow to answer.
@@ -34,6 +36,10 @@ def sweep(run_dir: str, kinds: Collection[str]) -> list[str]:
         Ceilings("sweep").sweep()
     if SECRETS in kinds:
         _remove_secrets(run_dir)
+    if PLANTS in kinds:
+        from dagrun.sandbox.plants import sweep as sweep_plants
+
+        names += sweep_plants(os.path.dirname(os.path.dirname(run_dir)))
     return names
 
 

@@ -52,7 +52,7 @@ class Plain:
 
     Makes this process the subreaper of everything it starts. `own` pids (helpers that dagrun itself
     started as children) must be told to `exempt`, or a sweep takes them for strays.
-    Raises EnvironmentFault where the system has no pidfd.
+    Raises EnvironmentFault where the system has no pidfd or no /proc.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,11 @@ class Plain:
             raise EnvironmentFault(
                 f"dagrun can't run commands on {sys.platform}: it needs Linux 5.3 or newer",
                 hint="run it in a Linux container or virtual machine",
+            )
+        if not os.path.isdir("/proc/self/fd"):
+            raise EnvironmentFault(
+                "there is no /proc here, without which dagrun can't find what a node leaves behind",
+                hint="mount -t proc proc /proc",
             )
         procs.ensure_standard_fds()
         procs.keep_inherited_fds()

@@ -232,10 +232,11 @@ def _sweep(told: bytes) -> None:
     """Remove what the engine had made outside of its process tree."""
     lines = told.decode("utf-8", "surrogateescape").split("\n")
     for line in dict.fromkeys([line for line in lines if line.startswith(_SWEEP)]):
-        from dagrun.sandbox.leftovers import sweep
+        from dagrun.sandbox.leftovers import PLANTS, sweep
 
         kind, _, run_dir = line.removeprefix(_SWEEP).partition(":")
-        sweep(run_dir.replace("\0", "\n"), (kind,))
+        if (names := sweep(run_dir.replace("\0", "\n"), (kind,))) and kind == PLANTS:
+            _say(f"moved aside what a killed node had made: {', '.join(names[:5])}")
 
 
 def _last_word(watched: _Watched, survivors: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dagrun.core.names import Outcome
+from tests.sandbox.bubblewrap_cell import until
 
 from .space import ROOT, Space
 
@@ -204,3 +206,64 @@ def test_a_relative_tmpdir_is_the_callers(space: Space) -> None:
     confined(space, "nodes: {a: {run: 'echo x=1 > \"$DAGRUN_OUTPUT\"', outputs: {x: {}}}}")
     done = space.run("execute", "flow.yaml", "--json", env={"TMPDIR": "tmp"})
     assert (done.code, json.loads(done.out)["status"]) == (0, "completed"), done
+
+
+# ---------------------------------------------------------------- when dagrun is killed in the middle
+
+PLANTS = "mkdir -p out/.git/hooks; echo evil >out/.git/hooks/pre-commit; echo x >out/.envrc"
+
+
+def killed(space: Space, *, watchdog: bool) -> None:
+    """A node plants what it must not, dagrun is killed before the node ends: with its watchdog, or without."""
+    confined(
+        space,
+        f"""
+        nodes:
+          a: {{run: '[ ! -e out/again ] || exit 0; touch out/again; {PLANTS}; touch out/ready; exec sleep 1000'}}
+        """,
+        "permissions: {paths: {read: [.], write: [out]}}\n",
+    )
+    process = space.start("execute", "flow.yaml")
+    engine = process.engine()
+    process.until((space.path / "out/ready").exists, "the plants are there")
+    if watchdog:  # first, and while it can't act, so that nobody is left who could
+        os.kill(engine, signal.SIGSTOP)
+        process.signal(signal.SIGKILL)
+    os.kill(engine, signal.SIGKILL)
+    process.done()
+    until(lambda: not space.alive(), "all of it is dead")
+    assert (space.path / "out/.git").exists() == watchdog
+
+
+def planted(space: Space) -> list[str]:
+    return sorted(name for name in os.listdir(space.path / "out") if name.startswith("."))
+
+
+ASIDE = [".envrc.quarantine-a", ".git.quarantine-a"]
+
+
+def test_the_watchdog_moves_aside_what_a_killed_engine_can_not(space: Space) -> None:
+    killed(space, watchdog=False)
+    assert planted(space) == ASIDE
+    assert os.listdir(space.path / ".dagrun/watched") == []
+
+
+@pytest.mark.parametrize("words", [("resume",), ("execute", "other.yaml"), ("runs", "gc", "--keep", "9")], ids="-".join)
+def test_without_a_watchdog_the_next_start_does(words: tuple[str, ...], space: Space) -> None:
+    killed(space, watchdog=True)
+    assert planted(space) == [".envrc", ".git"]
+    space.write("other.yaml", "version: 1\nname: other\nnodes: {b: {run: 'true'}}\n")
+    done = space.run(*words)
+    assert done.code == 0, done
+    assert planted(space) == ASIDE
+    assert "out/.git (now .git.quarantine-a)" in done.err
+    assert os.listdir(space.path / ".dagrun/watched") == []
+
+
+def test_what_an_ended_attempt_was_watched_for_is_forgotten(space: Space) -> None:
+    confined(space, "nodes: {a: {run: 'true'}, b: {run: 'exit 3'}}\n", "permissions: {paths: {write: [out]}}\n")
+    assert space.execute().code == 1
+    assert os.listdir(space.path / ".dagrun/watched") == []
+    space.write("out/.envrc", "mine")
+    assert space.run("runs", "gc", "--keep", "9").code == 0
+    assert space.read("out/.envrc") == "mine"

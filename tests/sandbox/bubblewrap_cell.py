@@ -249,6 +249,7 @@ make(P + '/repo/.git/hooks/post-commit')""",
         "ipc",
         "ok(libc.syscall(ctypes.c_long({'x86_64': 250, 'aarch64': 219}[os.uname().machine]), 0, -3, 0, 0, 0))",
     ),
+    "key-names": ("ipc", "assert open('/proc/keys').read()"),
     "see": ("proc.hide", "assert open(f'/proc/{pid}/cmdline').read()"),
     "environ": (
         "env",

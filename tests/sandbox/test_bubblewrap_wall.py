@@ -359,6 +359,16 @@ def test_shared_memory_is_bounded(size_mib: int, cell: Cell) -> None:
     assert (ran.exit.code == 0) == (size_mib < 64), ran
 
 
+@pytest.mark.parametrize("more", [{}, {"read": None, "write": ()}], ids=["paths", "network only"])
+def test_memory_is_not_to_be_had_as_files_among_the_devices(more: dict[str, object], cell: Cell) -> None:
+    """The folder of the devices is one in memory, half of all that there is."""
+    ran = cell.sh("head -c 1000000 /dev/zero > /dev/fill; ls /dev/fill", **more)
+    assert ran.exit.code != 0, ran
+    assert "Read-only file system" in ran.err, ran
+    works = "echo > /dev/null && head -c 9 /dev/urandom > /dev/shm/x && echo said > /dev/stdout"
+    assert cell.sh(works, **more).out == "said\n"
+
+
 def test_the_root_and_system_folders_are_read_only(cell: Cell) -> None:
     ran = cell.sh("for d in / /usr /etc /run /var /proc/self; do touch $d/x 2>/dev/null && echo $d; done; ls /sys")
     assert ran.out == ""

@@ -14,7 +14,7 @@ import pytest
 from dagrun.sandbox import procs
 from dagrun.sandbox.deadrun import reap_dead_run
 
-from .conftest import all_dead, become, written_pids
+from .conftest import all_dead, become, until, written_pids
 
 WAIT = "echo $$ >> pids; exec sleep 1000"
 
@@ -89,3 +89,30 @@ def test_who_resumes_is_spared_with_all_above_it(tmp_path: Path, started: list[s
     )
     assert (made.returncode, made.stdout, made.stderr) == (5, "[]\n", "")
     assert started == []
+
+
+def test_a_child_that_was_not_yet_its_command_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between spawn and exec it has the environment of the engine: the first look can't know it."""
+    run_dir = str(tmp_path / "run")
+    code = (
+        "import os, sys; sys.stdin.read(); "
+        "os.execve('/bin/sleep', ['sleep', '1000'], {'DAGRUN_RUN_ID': 'r7k2', 'DAGRUN_RUN_DIR': sys.argv[1]})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, run_dir], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    looks: list[int] = []
+    look = procs.all_pids
+
+    def looked() -> list[int]:
+        looks.append(1)
+        if len(looks) == 2 and child.stdin is not None:  # the first look is over
+            child.stdin.close()
+            until(lambda: b"DAGRUN_RUN_ID" in procs.environ(child.pid), "it is its command")
+        return look()
+
+    monkeypatch.setattr(procs, "all_pids", looked)
+    try:
+        assert reap_dead_run("r7k2", [], run_dir=run_dir) == ["sleep"]
+    finally:
+        child.kill()
+        child.wait()

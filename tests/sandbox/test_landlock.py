@@ -651,6 +651,14 @@ def test_capabilities_that_were_kept_are_found_out(monkeypatch: pytest.MonkeyPat
     assert Landlock(nothing).proved()["caps"]
 
 
+def test_what_dagrun_itself_inherited_is_no_fault_of_landlock() -> None:
+    """An editor or a CI runner hands its descriptors down; they are kept from commands, so from the canary too."""
+    ask = "from dagrun.sandbox.landlock import Landlock; print(repr(Landlock(lambda pid: None).proved()['fds']))"
+    words = ("sh", "-c", 'exec 9</dev/null; exec "$@"', "sh", sys.executable, "-c", ask)
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "''\n", done
+
+
 def test_an_older_or_missing_landlock_proves_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock_kernel, "abi", lambda: 5)
     assert "Landlock 6" in Landlock(nothing).proved()["proc.signal"]

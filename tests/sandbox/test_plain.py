@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -182,3 +183,17 @@ def test_thousands_of_attempts_leak_nothing(box: Box) -> None:
             ended, swept = box.end(box.spawn("/bin/true"))
             assert (ended.code, swept) == (0, NOTHING)
     assert Exit(0, None, None, 0)._fields == ("code", "signal", "max_rss_bytes", "cpu_ms")
+
+
+def test_a_machine_without_proc_is_refused_in_words(tmp_path: Path) -> None:
+    code = "from dagrun.sandbox.plain import Plain; from dagrun.errors import EnvironmentFault\n"
+    code += "try: Plain()\nexcept EnvironmentFault as fault: print(fault.message, '|', fault.hint)"
+    # in a mount namespace of its own: the machine keeps its /proc
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    without = f"mount -t tmpfs none /proc && exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    if subprocess.run([*alone, "mount -t tmpfs none /proc"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    done = subprocess.run([*alone, without], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("there is no /proc here")
+    assert "mount -t proc proc /proc" in done.stdout
