@@ -158,13 +158,6 @@ def _level_faults(workflow: Workflow, node: Node, at: Place) -> Iterator[Fault]:
         place = (*at, "isolation") if node.isolation == "container" else at
         message = f"`{node.id}` runs in a container, and nothing says of which image"
         yield Fault(place, "no-image", message, "add docker: {image: …} to it or at the top", on_key=place == at)
-    if level == "container" and isinstance(own.network or run.network, tuple) and own.network != "none":
-        mine = own.network is not None
-        who = "it declares" if mine else "the workflow declares"
-        message = f"`{node.id}` runs in a container, which can't be held to a list of hosts yet, and {who} one"
-        place = (*at, "permissions", "network") if mine else (*at, "isolation") if node.isolation == level else at
-        hint = "it will be refused: give it permissions: {network: none}, or isolation: process"
-        yield Fault(place, "not-held", message, hint, on_key=place[-1] != "isolation", severity="warning")
     if level != "container" and node.docker is not None:
         message = f"`docker` has no meaning for `{node.id}`: it runs at isolation `{level}`"
         hint = "add isolation: container, or remove it"

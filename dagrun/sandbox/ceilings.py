@@ -37,19 +37,33 @@ _UNITS = ((1 << 30, "GiB"), (10**9, "GB"), (1 << 20, "MiB"), (10**6, "MB"), (1 <
 # What a back end keeps running beside the command, in the same group.
 _HOLDERS = {"bubblewrap": 2}
 _WRITTEN: Mapping[Controller, str] = {"memory": "memory_bytes", "pids": "pids", "cpu": "cpu"}
+_FINE, _FAILED = Exit(0, None, None, 0), Exit(1, None, None, 0)
 # A shell brings these along; the command only gets what it was given.
 _SHELL_VARIABLES = ("PWD", "OLDPWD", "SHLVL", "_")
 
 
-class _Held:
-    """A launch with ceilings: its group, if it needs one, and what was written."""
+class _Shared:
+    """What the launches of one attempt have together: its group, or the cores that it has without one."""
 
-    __slots__ = ("bounds", "gate", "gate_fd", "group", "holders", "notes")
+    __slots__ = ("cores", "group", "holders", "key", "refusals", "users")
 
-    def __init__(self, bounds: Bounds, group: Group | None, holders: int) -> None:
-        self.bounds = bounds
+    def __init__(self, key: str, group: Group | None) -> None:
+        self.key = key
         self.group = group
-        self.holders = holders
+        self.cores: set[int] = set()
+        self.holders = 0
+        self.refusals = 0
+        self.users = 0
+
+
+class _Held:
+    """A launch with ceilings: what it shares with others of its attempt, and what was written."""
+
+    __slots__ = ("bounds", "gate", "gate_fd", "notes", "shared")
+
+    def __init__(self, bounds: Bounds, shared: _Shared) -> None:
+        self.bounds = bounds
+        self.shared: _Shared | None = shared  # None once it was given back
         self.gate = ""
         self.gate_fd = -1
         self.notes: tuple[str, ...] = ()
@@ -69,6 +83,7 @@ class Ceilings:
             {"mem": self._try_memory, "pids": self._try_pids, "cpu": self._try_cpu, "fsize": try_file_size}
         )
         self._held: dict[int, tuple[Launch, _Held]] = {}
+        self._shared: dict[str, _Shared] = {}
         self._left: list[Group] = []
         self._cores = sorted(os.sched_getaffinity(0))
         self._next_core = 0
@@ -143,19 +158,31 @@ class Ceilings:
     def apply(self, bounds: Bounds, launch: Launch, attempt_id: str) -> Launch:
         """The same object `launch`, changed so that what it starts is under `bounds` from its first instruction.
 
-        A launch that restricts itself (`around`) must leave its TMPDIR reachable. Raises SpawnBusy when
-        the machine is short of something, EnvironmentFault when it no longer takes what it proved.
+        Launches of one attempt that are there at the same time share one ceiling of memory, processes
+        and processors. A launch that restricts itself (`around`) must leave its TMPDIR reachable. Raises
+        SpawnBusy when the machine is short of something, EnvironmentFault when it no longer takes what
+        it proved.
         """
         places = {name: p for name, p in self._places().items() if getattr(bounds, _WRITTEN[name]) is not None}
-        holders = _HOLDERS.get(launch.backend, 0)
-        group = self._group(places, _with_holders(bounds, holders)) if places else None
-        held = _Held(bounds, group, holders)
-        if group is not None or bounds.file_size_bytes is not None:
-            self._wrap(launch, held)
+        shared = self._share(attempt_id, places, bounds, _HOLDERS.get(launch.backend, 0))
+        held = _Held(bounds, shared)
+        if shared.group is not None or bounds.file_size_bytes is not None:
+            self._wrap(launch, held, shared.group)
         if bounds.cpu is not None and "cpu" not in places:
-            self._pin(launch, held, bounds.cpu)
+            self._pin(launch, held, shared, bounds.cpu)
         self._held[id(launch)] = (launch, held)
         return launch
+
+    def _share(self, key: str, places: Mapping[Controller, Place], bounds: Bounds, holders: int) -> _Shared:
+        shared = self._shared.get(key)
+        if shared is None:
+            shared = _Shared(key, self._group(places, _with_holders(bounds, holders)) if places else None)
+            self._shared[key] = shared
+        elif holders and shared.group is not None:
+            shared.group.limit("pids", _with_holders(bounds, shared.holders + holders))
+        shared.users += 1
+        shared.holders += holders
+        return shared
 
     def _group(self, places: Mapping[Controller, Place], bounds: Bounds) -> Group:
         try:
@@ -168,13 +195,13 @@ class Ceilings:
                 hint="see what holds here: dagrun doctor",
             ) from error
 
-    def _wrap(self, launch: Launch, held: _Held) -> None:
+    def _wrap(self, launch: Launch, held: _Held, group: Group | None) -> None:
         """Let `sh` take on the limits and become the command."""
         if find_program(launch.argv[0], launch.env.get("PATH", os.defpath)) is None:
             return  # plain.py has better words for this than a shell
         steps = []
-        if held.group is not None:
-            steps.append(self._gate(launch, held) if launch.around is not None else entering(held.group.doors))
+        if group is not None:
+            steps.append(self._gate(launch, group, held) if launch.around is not None else entering(group.doors))
         if held.bounds.file_size_bytes is not None:
             steps.append(file_limit(held.bounds.file_size_bytes))
         steps.append("ulimit -c 0")
@@ -182,7 +209,7 @@ class Ceilings:
         text = f"{' && '.join(steps)} || {{ echo 'dagrun: a limit could not be taken on' >&2; exit 125; }}"
         launch.argv = (SHELL, "-c", f"{text}\nunset {unset}\nexec \"$@\"", "sh", *launch.argv)
 
-    def _gate(self, launch: Launch, held: _Held) -> str:
+    def _gate(self, launch: Launch, group: Group, held: _Held) -> str:
         """For what can't reach its group from inside: it waits at a pipe until it was moved in from outside.
 
         The pipe stays open here for both directions until the end: neither side waits for the other
@@ -199,17 +226,19 @@ class Ceilings:
 
         def around(spawn: Callable[[], int]) -> int:
             pid = spawn() if inner is None else inner(spawn)
-            os.write(held.gate_fd, b"in\n" if _taken(held.group, pid) else b"out\n")
+            os.write(held.gate_fd, b"in\n" if _taken(group, pid) else b"out\n")
             return pid
 
         launch.around = around
         return f"read -r said <{quote(gate)} && test \"$said\" = in"
 
-    def _pin(self, launch: Launch, held: _Held, cpu: float) -> None:
+    def _pin(self, launch: Launch, held: _Held, shared: _Shared, cpu: float) -> None:
         """Whole cores in turn; the spawning thread takes them on and gives them back."""
         number = min(len(self._cores), max(1, -int(-cpu // 1)))
-        cores = {self._cores[(self._next_core + k) % len(self._cores)] for k in range(number)}
-        self._next_core = (self._next_core + number) % len(self._cores)
+        if not shared.cores:
+            shared.cores = {self._cores[(self._next_core + k) % len(self._cores)] for k in range(number)}
+            self._next_core = (self._next_core + number) % len(self._cores)
+        cores = shared.cores
         inner = launch.around
         if number > cpu:
             held.notes = (f"cpu: {cpu:g} is held as {number} whole core{'s' if number > 1 else ''} here",)
@@ -223,8 +252,22 @@ class Ceilings:
 
         launch.around = around
 
+    def passed(self, launch: Launch, *, failed: bool) -> Aftermath:
+        """Which ceiling something of a living attempt ran into: memory, or processes since it was asked last.
+
+        `failed`: what was done since then failed, so being refused a process counts.
+        """
+        _, held = self._held.get(id(launch), (launch, None))
+        if held is None or held.shared is None or held.shared.group is None:
+            return NOTHING_MORE
+        used = held.shared.group.used()
+        fresh = used.pids_refusals > held.shared.refusals
+        held.shared.refusals = used.pids_refusals
+        after = _verdict(held, used, _FAILED if failed and fresh else _FINE)
+        return after if after.limit else NOTHING_MORE
+
     def ended(self, launch: Launch, exit_: Exit) -> Aftermath:
-        """All of it is dead: which ceiling it ran into, with its peak; its groups are removed.
+        """All of it is dead: which ceiling it ran into, with its peak; its groups go with the last of its attempt.
 
         Memory counts whenever something was killed for it; processes only if the command failed, as
         a program may well try how many it can have. A program that ignores SIGXFSZ sees EFBIG and
@@ -233,18 +276,26 @@ class Ceilings:
         _, held = self._held.pop(id(launch), (launch, None))
         if held is None:
             return NOTHING_MORE
-        used = held.group.used() if held.group is not None else Used()
+        group = held.shared.group if held.shared is not None else None
+        used = group.used() if group is not None else Used()
+        after = _verdict(held, used, exit_)
         self._let_go_of(held)
-        return _verdict(held, used, exit_)
+        return after
 
     def _let_go_of(self, held: _Held) -> None:
-        """Give back what an attempt had."""
+        """Give back what a launch had."""
         if held.gate_fd >= 0:
             os.close(held.gate_fd)
             held.gate_fd = -1
             _unlink(held.gate)
-        if held.group is not None:
-            self._let_go(held.group)
+        shared, held.shared = held.shared, None
+        if shared is None:
+            return
+        shared.users -= 1
+        if not shared.users:
+            del self._shared[shared.key]
+            if shared.group is not None:
+                self._let_go(shared.group)
 
     def _let_go(self, group: Group) -> None:
         """Remove a group, or remember it for later."""
@@ -272,13 +323,14 @@ class Ceilings:
 def _verdict(held: _Held, used: Used, exit_: Exit) -> Aftermath:
     """What the counters and the exit say together."""
     bounds, peak = held.bounds, used.memory_peak_bytes
+    holders = held.shared.holders if held.shared is not None else 0
     failed = exit_.signal is not None or bool(exit_.code)
     if bounds.memory_bytes is not None and used.memory_kills:
         unit = _unit(bounds.memory_bytes)
         text = f"memory: used its limit of {_in(bounds.memory_bytes, unit)}{_peak(_in(peak, unit) if peak else '')}"
         return Aftermath(limit="memory", error=text, peak_memory_bytes=peak, notes=held.notes)
     if bounds.pids is not None and used.pids_refusals and failed:
-        most = max(0, used.pids_peak - held.holders) if used.pids_peak is not None else ""
+        most = max(0, used.pids_peak - holders) if used.pids_peak is not None else ""
         text = f"pids: reached its limit of {bounds.pids} processes and threads{_peak(str(most))}"
         return Aftermath(limit="pids", error=text, peak_memory_bytes=peak, notes=held.notes)
     if bounds.file_size_bytes is not None and _by_signal(exit_, signal.SIGXFSZ):
@@ -310,10 +362,9 @@ def _in(size_bytes: int, unit: tuple[int, str]) -> str:
 # ---------------------------------------------------------------- shell
 
 
-def _taken(group: Group | None, pid: int) -> bool:
+def _taken(group: Group, pid: int) -> bool:
     try:
-        if group is not None:
-            group.take(pid)
+        group.take(pid)
     except OSError:
         return False
     return True

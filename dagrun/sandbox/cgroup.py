@@ -194,6 +194,11 @@ class Group:
         for door in self.doors:
             _write(door, str(pid))
 
+    def limit(self, controller: Controller, bounds: Bounds) -> None:
+        """Change one of its limits, where it has that controller. Raises OSError."""
+        if controller in self._places:
+            _limit(controller, *self._places[controller], bounds)
+
     def used(self) -> Used:
         """What was used until now."""
         memory, version = self._places.get("memory", ("", 0))

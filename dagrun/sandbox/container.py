@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dagrun.errors import EnvironmentFault
 from dagrun.sandbox.base import Child, Exit
@@ -25,40 +26,53 @@ from dagrun.sandbox.container_files import (
     folders,
     is_pulling,
     make_folder,
+    make_pipes,
     mark_killed,
     read_notes,
     settings,
     write_files,
 )
-from dagrun.sandbox.container_line import Image, Line, container_name, line_of
+from dagrun.sandbox.container_line import Image, Line, container_name, hosts_of, line_of
 from dagrun.sandbox.container_mounts import Prepared, prepare
 from dagrun.sandbox.container_probe import Probe
 from dagrun.sandbox.container_script import WRAPPER
 from dagrun.sandbox.container_sweep import IsDead, remove, sweep
-from dagrun.sandbox.wall import Aftermath, Guarantee, Launch, Spec
+from dagrun.sandbox.wall import Aftermath, Guarantee, Launch, Refused, Spec
+
+if TYPE_CHECKING:
+    from dagrun.sandbox.netproxy import NetProxy
 
 # A daemon that does not answer must not keep an attempt alive: the command that waits for it is ended then.
 _PATIENCE_S = 12.0
+_NOTHING = ("/bin/sh", "-c", "exit 127")  # instead of a container
 
 
 @dataclass(slots=True)
 class _Running:
-    """One container: `folder` is out of its reach, `killing` since when its end is wanted (monotonic)."""
+    """One container: `folder` is out of its reach, `killing` since when its end is wanted (monotonic).
+
+    `fault`: why there is none.
+    """
 
     name: str
     folder: str
     spec: Spec
     prepared: Prepared
     killing: float = 0.0
+    fault: str = ""
 
 
 class Container:
-    """A Wall of containers. `exempt` keeps the helpers that end containers out of sweeps."""
+    """A Wall of containers. `exempt` keeps the helpers that end containers out of sweeps.
 
-    def __init__(self, engine: EngineName, exempt: Callable[[int], None]) -> None:
+    `proxy` holds lists of hosts; without it they are refused.
+    """
+
+    def __init__(self, engine: EngineName, exempt: Callable[[int], None], proxy: NetProxy | None = None) -> None:
         self._cli = Cli(engine)
         self._helpers = Helpers(self._cli, exempt)
-        self._probe = Probe(self._cli)
+        self._proxy = proxy
+        self._probe = Probe(self._cli, proxy.canary if proxy is not None else None)
         self._left: dict[str, str] = {}  # name of a container that may be there -> its folder
 
     @property
@@ -93,16 +107,36 @@ class Container:
             prepared = prepare(spec, folder)
             line = line_of(self._cli.dialect, spec, image, prepared, name=name, folder=folder)
             write_files(line, folder, prepared.user)
-            argv = self._wrapped(spec, image, line, name, folder)
+            self._await_door(spec, folder)
+            fault = _no_folder(spec.cwd)
+            argv = _NOTHING if fault else self._wrapped(spec, image, line, name, folder)
         except BaseException as error:
             if prepared is not None:
                 prepared.close()
+                self._shut_door(spec)
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Unreachable):
                 raise EnvironmentFault(str(error), hint="what holds here: dagrun doctor") from None
             raise
         self._left[name] = folder
-        return Launch(argv=argv, env=env, cwd="/", backend=self.name, token=_Running(name, folder, spec, prepared))
+        running = _Running(name, folder, spec, prepared, fault=fault)
+        return Launch(argv=argv, env=env, cwd="/", backend=self.name, token=running)
+
+    def _await_door(self, spec: Spec, folder: str) -> None:
+        """Let the proxy wait for a container that is held to a list of hosts."""
+        if hosts_of(spec):
+            if self._proxy is None:
+                raise Refused("permissions.network has a list of hosts, and nothing holds one here")
+            make_pipes(folder)
+            self._proxy.open_later(folder, hosts_of(spec), spec.attempt_id)
+
+    def _shut_door(self, spec: Spec) -> tuple[str, ...]:
+        """Close its door to the network; what it was refused there, as warnings."""
+        if self._proxy is None or not hosts_of(spec):
+            return ()
+        told = self._proxy.refused(spec.attempt_id)
+        self._proxy.close_for(spec.attempt_id)
+        return tuple([f"refused: {text}" for text in told])
 
     def _wrapped(self, spec: Spec, image: Image, line: Line, name: str, folder: str) -> tuple[str, ...]:
         endpoint = self._cli.endpoint()
@@ -120,6 +154,7 @@ class Container:
         """It was not spawned: everything is given back."""
         running = _running(launch)
         self._left.pop(running.name, None)
+        self._shut_door(running.spec)
         running.prepared.close()
         shutil.rmtree(running.folder, ignore_errors=True)
 
@@ -145,9 +180,12 @@ class Container:
         running = _running(launch)
         spec, notes = running.spec, read_notes(running.folder)
         self._helpers.reap()
+        refused = self._shut_door(spec)
         words = {"image": spec.image, "program": spec.argv[0]}
         after = aftermath(exit_, notes, spec.bounds, **words, counts_memory=self._cli.dialect.counts_memory)
-        if notes.removed:
+        if running.fault:
+            after = Aftermath(outcome="failed", error=running.fault)
+        if notes.removed or running.fault:
             self._left.pop(running.name, None)
         else:
             self._helpers.call(*self._cli.dialect.remove, running.name)
@@ -156,7 +194,7 @@ class Container:
         if planted.outcome:
             after = replace(after, outcome=planted.outcome, error=planted.error)
         warnings = running.prepared.warnings if exit_.code else ()
-        return replace(after, notes=(*after.notes, *planted.notes, *warnings))
+        return replace(after, notes=(*after.notes, *refused, *planted.notes, *warnings))
 
     # ------------------------------------------------------------ the end of a session
 
@@ -169,12 +207,17 @@ class Container:
         return names
 
     def close(self) -> None:
-        """Remove what is left, and wait for the helpers."""
-        self._helpers.wait()
-        for name in remove(self._cli, self._left):
-            shutil.rmtree(self._left.pop(name), ignore_errors=True)
+        """Remove what is left; what an engine that does not answer keeps is swept at the next start."""
+        if self._helpers.wait():
+            for name in remove(self._cli, self._left):
+                shutil.rmtree(self._left.pop(name), ignore_errors=True)
         for folder in self._left.values():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_folder(cwd: str) -> str:
+    """Why a command can't work in this folder, "" if it can: an engine would make it, as root."""
+    return "" if os.path.isdir(cwd) else f"can't enter the directory {cwd}: it is not there"
 
 
 def _running(launch: Launch) -> _Running:

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
@@ -257,15 +258,31 @@ class Helpers:
             if helper.poll() is not None:
                 del self._running[words]
 
-    def wait(self) -> None:
-        """Wait for all of them; none takes longer than its own limit."""
+    def wait(self) -> bool:
+        """Wait for all of them, as long as the engine answers at all. False: it does not, and they are ended."""
+        self.reap()
+        if not self._running:
+            return True
+        try:
+            answers = self._cli.ask("version").ok
+        except Unreachable:
+            answers = False
         for helper in self._running.values():
             try:
-                helper.wait(timeout=12)
+                helper.wait(timeout=12 if answers else 0)
             except subprocess.TimeoutExpired:
-                helper.kill()
-                helper.wait()
+                _end(helper)
         self._running.clear()
+        return answers
+
+
+def _end(helper: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a helper and what it waits for: it leads a session of its own."""
+    try:
+        os.killpg(helper.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    helper.wait()
 
 
 def timeout_program() -> str:

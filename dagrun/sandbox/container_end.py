@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.container_cli import plain_words
-from dagrun.sandbox.container_script import REPLACED
+from dagrun.sandbox.container_script import NO_MORE, REPLACED
 from dagrun.sandbox.wall import NOTHING_MORE, Aftermath, Bounds
 
 _NEVER = "0001-01-01"  # what an engine says of a container that did not start
@@ -22,9 +22,11 @@ _EXEC_FAILED = re.compile(
     r"^dagrun: .*(not found|permission denied|no such file or directory|exec format error)$", re.I | re.M
 )
 _NO_IMAGE = re.compile("no such image|unable to find image|image not known|manifest unknown|pull access denied", re.I)
-_NO_FORK = re.compile("can't fork|cannot fork|fork: retry|resource temporarily unavailable|pthread_create failed", re.I)
-
-
+_NO_FORK = re.compile(
+    "can't fork|cannot fork|fork: retry|resource temporarily unavailable|pthread_create failed|can't start new thread"
+    f"|unable to create native thread|failed to create new os thread|{re.escape(NO_MORE)}",
+    re.I,
+)
 # Some programs ignore SIGXFSZ and see an error instead, Python among them.
 _TOO_LARGE = re.compile(r"file too large|\bEFBIG\b", re.I)
 
@@ -37,8 +39,10 @@ class Notes:
     fault: str = ""  # why the engine could not say that
     refused: str = ""  # why it did not make the container
     pulling: bool = False  # it was getting the image then
+    made: bool = False  # there was a container
     tail: str = ""  # the last words of stderr
     left: str = ""  # why the container could not be removed
+    shut: str = ""  # why its list of hosts could not be held
     removed: bool = False
     killed: bool = False
 
@@ -62,6 +66,9 @@ def aftermath(
     """
     if exit_.code == 0 or notes.killed:
         return NOTHING_MORE
+    if notes.shut:
+        why = plain_words(notes.shut)
+        return Aftermath(outcome="failed", error=f"can't hold the container to its permissions.network: {why}")
     state = _parsed(notes.end)
     if state is not None:
         if not counts_memory and state.code == _SIGKILL and bounds.memory_bytes is not None:
@@ -73,7 +80,8 @@ def aftermath(
             return Aftermath(outcome="failed", error=error)
         return _not_made(notes.refused, image)
     if notes.fault and "no such" not in notes.fault.lower():
-        return Aftermath(outcome="lost", error=f"the engine went away while the container ran: {_last(notes.fault)}")
+        what = "went away while the container ran" if notes.made else "does not answer, so nothing was started"
+        return Aftermath(outcome="lost", error=f"the engine {what}: {_last(notes.fault)}")
     if exit_.code == 125:
         return Aftermath(outcome="failed", error="the engine could not make the container: its words are in stderr")
     return NOTHING_MORE
@@ -102,14 +110,16 @@ def _of_state(exit_: Exit, state: _State, notes: Notes, bounds: Bounds, image: s
 def _limit(state: _State, notes: Notes, bounds: Bounds) -> Aftermath | None:
     """The ceiling that ended it. An engine counts kills for memory; the others show in how it failed."""
     if state.oom and bounds.memory_bytes is not None:
-        text = f"memory: used its limit of {_size(bounds.memory_bytes)}"
+        most = _size(bounds.memory_bytes)
+        text = f"memory: used its limit of {most} (peak {most})"
         return Aftermath(limit="memory", error=text, peak_memory_bytes=bounds.memory_bytes)
     if bounds.file_size_bytes is not None and (state.code == _SIGXFSZ or _TOO_LARGE.search(notes.tail)):
         return Aftermath(
             limit="file_size", error=f"file_size: a file reached its limit of {_size(bounds.file_size_bytes)}"
         )
     if bounds.pids is not None and _NO_FORK.search(notes.tail):
-        return Aftermath(limit="pids", error=f"pids: could not start more than its limit of {bounds.pids} processes")
+        text = f"pids: reached its limit of {bounds.pids} processes and threads (peak {bounds.pids})"
+        return Aftermath(limit="pids", error=text)
     return None
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 
 from dagrun.sandbox.container_end import Notes
 from dagrun.sandbox.container_line import Line
+from dagrun.sandbox.container_script import GO, UP
 from dagrun.sandbox.container_seccomp import profile
+from dagrun.sandbox.netproxy_later import ASK, SAID
 
 FOLDER = "containers"  # in the folder of a run
 _NOTE_BYTES = 64 * 1024
@@ -33,6 +35,14 @@ def make_folder(run_dir: str, name: str) -> str:
         _write(draft, profile(), 0o600)
         os.replace(draft, rules)
     return folder
+
+
+def make_pipes(folder: str) -> None:
+    """What a container that is held to a list of hosts waits at; its user can use two of them, nobody else any."""
+    for name, mode in ((UP, 0o622), (GO, 0o444), (ASK, 0o600), (SAID, 0o600)):
+        path = os.path.join(folder, name)
+        os.mkfifo(path, mode)
+        os.chmod(path, mode)
 
 
 def settings(run_dir: str) -> str:
@@ -56,10 +66,11 @@ def write_files(line: Line, folder: str, user: tuple[int, int]) -> None:
 
 def read_notes(folder: str) -> Notes:
     """What the wrapper wrote down."""
-    texts = {name: _read(os.path.join(folder, name)) for name in ("end", "fault", "refused", "tail", "left")}
+    texts = {name: _read(os.path.join(folder, name)) for name in ("end", "fault", "refused", "tail", "left", "shut")}
     return Notes(
         **texts,
         pulling=is_pulling(folder),
+        made=os.path.exists(os.path.join(folder, "made")),
         removed=os.path.exists(os.path.join(folder, "removed")),
         killed=os.path.exists(os.path.join(folder, "killed")),
     )

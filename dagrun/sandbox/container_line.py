@@ -17,7 +17,7 @@ from hashlib import sha256
 
 from dagrun.sandbox.container_cli import Dialect
 from dagrun.sandbox.container_mounts import Mount, Prepared
-from dagrun.sandbox.container_script import SECRET_FILE, exports, gate
+from dagrun.sandbox.container_script import INSIDE, SECRET_FILE, exports, gate
 from dagrun.sandbox.wall import Refused, Spec
 
 DEFAULT_PIDS = 512
@@ -65,15 +65,25 @@ def folder_label(run_dir: str) -> str:
 def line_of(dialect: Dialect, spec: Spec, image: Image, prepared: Prepared, *, name: str, folder: str) -> Line:
     """The arguments of `run` for this attempt. Raises Refused for what can't be held."""
     plain, odd = _variables(dialect, spec, image)
-    inside = gate_text(prepared.mounts, image, secrets=bool(odd))
+    counted = spec.bounds.pids is not None and image.shell is not False
+    waits = bool(hosts_of(spec))
+    if waits and image.shell is False:
+        raise Refused(
+            f"the image {image.name} has no sh, which waits there until its list of hosts is held",
+            "take an image with a shell, or write network: none or any",
+        )
+    inside = gate_text(prepared.mounts, image, secrets=bool(odd), counted=counted, waits=waits)
     mounts = list(prepared.mounts)
+    if waits:
+        mounts += [Mount(path, os.path.join(folder, name), False, None) for name, path in INSIDE.items()]
     if odd:
         mounts.append(Mount(SECRET_FILE, os.path.join(folder, "secret"), False, None))
     words = [
         f"--name={name}",
+        f"--cidfile={folder}/made",
         *_labels(spec),
         *_walls(dialect, spec, prepared, folder),
-        *_limits(dialect, spec),
+        *_limits(dialect, spec, own=2 if counted else 1),
         *[_mount(mount) for mount in mounts],
         f"--env-file={folder}/env",
         f"--workdir={os.path.realpath(spec.cwd)}",
@@ -87,10 +97,14 @@ def line_of(dialect: Dialect, spec: Spec, image: Image, prepared: Prepared, *, n
     return Line(arguments=tuple(words), files=files)
 
 
-def gate_text(mounts: tuple[Mount, ...], image: Image, *, secrets: bool) -> str:
+def gate_text(
+    mounts: tuple[Mount, ...], image: Image, *, secrets: bool, counted: bool = False, waits: bool = False
+) -> str:
     """The text that sh runs before the command; "" when nothing needs it, or the image is known to have no sh."""
     known = [(m.path, m.identity) for m in mounts if m.identity is not None] if image.shell is not False else []
-    return gate(known, secrets=secrets, hush=(_GROUP,)) if known or secrets else ""
+    if not (known or secrets or counted or waits):
+        return ""
+    return gate(known, secrets=secrets, counted=counted, waits=waits, hush=(_GROUP,))
 
 
 def _labels(spec: Spec) -> list[str]:
@@ -132,12 +146,12 @@ def _init(dialect: Dialect) -> list[str]:
     return ["--init", f"--init-path={found[0]}"]
 
 
-def _limits(dialect: Dialect, spec: Spec) -> list[str]:
+def _limits(dialect: Dialect, spec: Spec, own: int) -> list[str]:
+    """The ceilings; `own` are the processes that stand around the command."""
     bounds = spec.bounds
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    # One more for the init process.
-    words = [f"--pids-limit={(bounds.pids or DEFAULT_PIDS) + 1}", "--ulimit=core=0:0"]
+    words = [f"--pids-limit={(bounds.pids or DEFAULT_PIDS) + own}", "--ulimit=core=0:0"]
     words.append(f"--ulimit=nofile={min(1024, files)}:{files}")
     if dialect.name == "podman":
         # Its own default can be more than its caller may set; the ceiling that counts is that of pids.
@@ -157,15 +171,14 @@ def _limits(dialect: Dialect, spec: Spec) -> list[str]:
     return words
 
 
+def hosts_of(spec: Spec) -> tuple[str, ...]:
+    """The hosts that an attempt is held to; () where there is no list."""
+    return spec.network if isinstance(spec.network, tuple) else ()
+
+
 def _network(spec: Spec) -> str:
-    if spec.network is None or spec.network == "none" or spec.network == ():
-        return "none"
-    if spec.network == "any":
-        return "bridge"
-    raise Refused(
-        "a container can't be held to a list of hosts yet",
-        "network: none or any; or isolation: process, which holds lists",
-    )
+    # With a list too: its only way out is a door that dagrun makes inside.
+    return "bridge" if spec.network == "any" else "none"
 
 
 def _mount(mount: Mount) -> str:
@@ -190,6 +203,10 @@ def _image(name: str) -> str:
 def _variables(dialect: Dialect, spec: Spec, image: Image) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What --env-file carries, and what only sh can: secrets, values of several lines, odd bytes."""
     env = {**spec.env, "HOME": TMP, "TMPDIR": TMP, _GROUP: "1"}
+    if hosts_of(spec):
+        from dagrun.sandbox.netproxy import proxy_environment
+
+        env |= proxy_environment()
     plain: list[tuple[str, str]] = []
     odd: list[tuple[str, str]] = []
     for name, value in env.items():

@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
+from dagrun.sandbox.bwrap_proof import Proof
 from dagrun.sandbox.container_canary import CANARY, CPU, FILE_SIZE_BYTES, MEMORY_BYTES, PIDS, VARIABLE, claimed, judged
 from dagrun.sandbox.container_cli import Answer, Cli, Unreachable
 from dagrun.sandbox.container_files import make_folder, settings, write_files
@@ -24,6 +26,8 @@ from dagrun.sandbox.wall import GUARANTEES, Bounds, Guarantee, Refused, Spec
 _CANARY_S = 20.0
 _IMPORT_S = 20.0
 _SPACES = ("ipc", "net", "pid", "mnt", "uts", "cgroup")
+_LIST_NEEDS: tuple[Guarantee, ...] = ("net.none", "unix", "caps")
+_ROOT = "the network of a container of Docker belongs to root: run dagrun as root, or take rootless Podman"
 _EMPTY_IMAGE = "dagrun-probe"
 _FORMAT = "{{.Id}}|{{json .Config.Env}}"
 
@@ -31,8 +35,10 @@ _FORMAT = "{{.Id}}|{{json .Config.Env}}"
 class Probe:
     """What is known of one engine: asked at the first question, kept for the rest of the process."""
 
-    def __init__(self, cli: Cli) -> None:
+    def __init__(self, cli: Cli, lists: Callable[[int], str] | None = None) -> None:
+        """`lists` tries a list of hosts in the network of a process."""
         self._cli = cli
+        self._lists = lists
         self._images: dict[str, Image | None] = {}
         self._variables: dict[str, list[str]] = {}
         self._proved: Mapping[Guarantee, str] | None = None
@@ -120,13 +126,37 @@ class Probe:
             said = self._run_canary(image)
             if said is not None:
                 self.tried_in = image.name
-                return said
+                return Proof(said, {"net.allowlist": partial(self._try_list, image, said)})
         if self._cli.dialect.name != "docker":
             why = "not tried, as there is no image with a shell here"
             return dict.fromkeys(GUARANTEES, f"{why}: {self._cli.dialect.name} pull busybox")
         return self._claims(images[0] if images else None)
 
-    def _run_canary(self, image: Image) -> Mapping[Guarantee, str] | None:
+    def _try_list(self, image: Image, found: Mapping[Guarantee, str]) -> str:
+        """A list of hosts: a container without a network, in which a proxy makes a door, tried from inside."""
+        if self._lists is None:
+            return "there is no proxy to hold a list of hosts"
+        if lack := next((why for name in _LIST_NEEDS if (why := found[name])), ""):
+            return lack
+        try:
+            why = self._look_through_door(image, self._lists)
+        except Unreachable as error:
+            return str(error)
+        return f"{why} ({_ROOT})" if why and os.getuid() and self._cli.dialect.name == "docker" else why
+
+    def _look_through_door(self, image: Image, lists: Callable[[int], str]) -> str:
+        with _Stage() as stage:
+            done = self._call(stage.spec(image.name, ("sleep", str(int(_CANARY_S)))), image, "run", "--rm", "--detach")
+            if not done.ok:
+                return f"a test container failed: {done.why}"
+            name = done.out.strip()
+            try:
+                pid = self._cli.ask("container", "inspect", "--format={{.State.Pid}}", "--", name).out.strip()
+                return lists(int(pid)) if pid.isdigit() and int(pid) > 1 else "a test container has no process"
+            finally:
+                self._cli.ask(*self._cli.dialect.remove, name)
+
+    def _run_canary(self, image: Image) -> dict[Guarantee, str] | None:
         """What the canary said in this image; None when the image has no shell to say it."""
         with _Stage() as stage:
             spec = stage.spec(image.name, ("sh", "-c", CANARY, "canary", stage.base, str(os.getpid()), _spaces()))
@@ -202,7 +232,7 @@ class _Stage:
         self.base = os.path.realpath(tempfile.mkdtemp(prefix="dagrun-canary-"))
 
     def __enter__(self) -> _Stage:
-        for folder in ("outside", "run", "project/.dagrun", "project/out/repo/hooks", "exchange"):
+        for folder in ("outside", "run/runs/canary", "project/.dagrun", "project/out/repo/hooks", "exchange"):
             os.makedirs(f"{self.base}/{folder}")
         for mark in ("outside/mark", "project/.dagrun/mark", "project/denied", "project/out/repo/hooks/mark"):
             with open(f"{self.base}/{mark}", "w", encoding="ascii") as file:
@@ -222,7 +252,7 @@ class _Stage:
         return Spec(
             attempt_id=f"canary/canary/{os.getpid()}",
             run_id="canary",
-            run_dir=f"{self.base}/run",
+            run_dir=f"{self.base}/run/runs/canary",
             node="canary",
             argv=argv,
             env={VARIABLE: "1"},

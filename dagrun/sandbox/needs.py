@@ -118,15 +118,17 @@ _FEW = 5
 _NEXT = "; "
 _ACCEPT = "to go without, for you alone to say: --accept-missing "
 _DOCTOR = "what holds here: dagrun doctor"
+SEE_DOCTOR = _NEXT + _DOCTOR  # which doctor itself leaves out
 _INSTALL: Mapping[str, str] = {
     "bubblewrap": "install bubblewrap: apt install bubblewrap, or dnf install bubblewrap",
     "docker": "install Docker or Podman and let this user reach it: apt install docker.io, or apt install podman",
 }
+_BWRAP = "/usr/bin/bwrap"
 _NAMESPACES = (
     "let this user make namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000;"
     " on Ubuntu also an AppArmor profile for bwrap, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 )
-_HOSTS = "write network: none or any for a container, or isolation: process, where a list of hosts is held"
+_HOSTS = "write isolation: process, where a list of hosts is held, or network: none or any for a container"
 _GROUPS = (
     "give dagrun control groups: run it as root, or in a unit of its own:"
     " systemd-run --user --scope -p Delegate=yes -- …; or take the limit out"
@@ -147,11 +149,13 @@ def remedy(
     ways: list[str] = []
     for name, lacks in tried:
         if name == "bubblewrap":
-            there = any(os.access(f"{folder}/bwrap", os.X_OK) for folder in os.get_exec_path())
+            there = [f"{folder}/bwrap" for folder in os.get_exec_path() if os.access(f"{folder}/bwrap", os.X_OK)]
             if not there:
                 ways.append(_INSTALL[name])
-            elif any("not trusted" in why and "/usr/bin/bwrap" not in why for why in lacks.values()):
-                ways.append("let the system's own bwrap be the first on the PATH: /usr/bin/bwrap")
+            elif lacks and os.path.realpath(there[0]) != os.path.realpath(_BWRAP) and os.access(_BWRAP, os.X_OK):
+                ways.append(f"let the system's own bwrap be the first on the PATH: {_BWRAP}")
+            elif any("too old" in why or "not trusted" in why for why in lacks.values()):
+                ways.append(f"{_INSTALL[name]} (0.8 or newer)")
             elif any("namespace" in why for why in lacks.values()):
                 ways.append(_NAMESPACES)
         elif name in _INSTALL:
@@ -161,5 +165,6 @@ def remedy(
     return _NEXT.join([*ways, _DOCTOR])
 
 
-def pull_hint(need: Need) -> str:
-    return f"get the image first: docker pull {need.image}; or let dagrun do it: docker: {{pull: missing}}"
+def pull_hint(need: Need, engine: str) -> str:
+    """How to get the image of a need for an engine of containers that could hold it."""
+    return f"get the image first: {engine} pull {need.image}; or let dagrun do it: docker: {{pull: missing}}"

@@ -70,6 +70,20 @@ class NetProxy:
                 hint="see what this machine can hold: dagrun doctor",
             )
 
+    def open_later(self, folder: str, allow: tuple[str, ...], key: str) -> None:
+        """Make the door when somebody asks for it: who writes a pid into the pipe ASK reads the answer from SAID.
+
+        Both are named pipes in `folder`, which no sandbox reaches; their names are those of
+        netproxy_later.py. Raises EnvironmentFault.
+        """
+        self.start()
+        reply = self._ask("later", key, folder=folder, allow=list(allow))
+        if reply.get("error"):
+            raise EnvironmentFault(
+                f"can't hold a container to its permissions.network: {reply['error']}",
+                hint="see what this machine can hold: dagrun doctor",
+            )
+
     def refused(self, key: str) -> list[str]:
         """What this sandbox was refused, in order, each once: `example.org:443 (not in permissions.network)`."""
         if self._control is None:

@@ -18,6 +18,7 @@ from typing import cast
 from dagrun.core.names import Json
 from dagrun.sandbox.netproxy_canary import canary
 from dagrun.sandbox.netproxy_enter import MESSAGE_BYTES, JoinError, enter, in_child, listen
+from dagrun.sandbox.netproxy_later import Later
 from dagrun.sandbox.netproxy_relay import run_relay
 
 CONTROL_FD = 3
@@ -29,16 +30,22 @@ class Joiner:
     def __init__(self, control: socket.socket, relay: socket.socket) -> None:
         self._control = control
         self._relay = relay
+        self._later = Later(self.open)
 
     def run(self) -> None:
         """Serve until the engine or the relay is gone."""
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        poll.register(self._relay, select.POLLIN)
         while True:
+            waiting = self._later.fds()
+            poll = select.poll()
+            for fd in (self._control.fileno(), self._relay.fileno(), *waiting):
+                poll.register(fd, select.POLLIN)
             ready = dict(poll.poll())
             if self._relay.fileno() in ready:
                 return  # it speaks only when it is spoken to: this is its end
+            for fd in ready.keys() & waiting.keys():
+                self._later.serve(waiting[fd])
+            if self._control.fileno() not in ready:
+                continue
             data = self._control.recv(MESSAGE_BYTES)
             if not data:
                 return
@@ -54,6 +61,10 @@ class Joiner:
             return self.open(int(str(order["pid"])), order)
         if order["do"] == "canary":
             return {"why": canary(self, int(str(order["pid"])))}
+        if order["do"] == "later":
+            return self._later.add(order)
+        if order["do"] == "close":
+            self._later.forget(str(order["key"]))
         return self.tell(order)
 
     def open(self, pid: int, order: dict[str, Json]) -> dict[str, Json]:

@@ -87,6 +87,7 @@ class Spec:
     protected: tuple[str, ...] = ()
     exchange: str = ""
     bounds: Bounds = NO_BOUNDS
+    ceilings_of: str = ""  # the attempt whose ceilings it shares, where it is a part of that one
     image: str = ""
     pull: Literal["never", "missing"] = "never"
     user: str = ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from dagrun.core.permissions import Isolation
 from dagrun.sandbox.base import Child, Exit
-from dagrun.sandbox.leftovers import ENGINES
+from dagrun.sandbox.leftovers import ENGINES, PLANTS
 from dagrun.sandbox.leftovers import LIMITS as LIMITS_LEFT
 from dagrun.sandbox.needs import LIMIT_NAMES, LIMITS, Missing, Need, need_of, pull_hint, reasons, remedy, told
 from dagrun.sandbox.wall import (
@@ -51,6 +51,10 @@ class Limiter(Protocol):
 
     def apply(self, bounds: Bounds, launch: Launch, attempt_id: str) -> Launch:
         """The same launch with its ceilings."""
+        ...
+
+    def passed(self, launch: Launch, *, failed: bool) -> Aftermath:
+        """Which of them something of a living attempt ran into."""
         ...
 
     def ended(self, launch: Launch, exit_: Exit) -> Aftermath:
@@ -144,6 +148,7 @@ class Walls:
             lacks = self._lacks(None, need)
             return self._missing(need, [(None, lacks)]) if lacks else None
         tried: list[tuple[Wall | None, dict[Guarantee, str]]] = []
+        absent: list[tuple[Wall, str]] = []  # they hold everything, and lack the image
         for name in TABLE.get(need.level, ()):
             wall = self._wall(name)
             if need.image:
@@ -153,10 +158,15 @@ class Walls:
                 why = _image_fault(wall, need)
                 if not why:
                     return wall
-                lacks = {}
-                return Missing(nodes=(), level=need.level, lacks=(), why=(f"{wall.name}: {why}",), hint=pull_hint(need))
-            tried.append((wall, lacks))
-        return self._missing(need, tried)
+                absent.append((wall, why))
+            else:
+                tried.append((wall, lacks))
+        if not absent:
+            return self._missing(need, tried)
+        said = [*[(wall.name, why) for wall, why in absent], *[(w.name, reasons(lacks)) for w, lacks in tried if w]]
+        told_why = tuple([f"{name}: {why}" for name, why in said])
+        hint = pull_hint(need, absent[0][0].name)
+        return Missing(nodes=(), level=need.level, lacks=(), why=told_why, hint=hint)
 
     def _lacks(self, wall: Wall | None, need: Need) -> dict[Guarantee, str]:
         """What a back end does not prove of a need, and was not accepted. One that proves nothing holds nothing."""
@@ -194,13 +204,14 @@ class Walls:
             inner = Launch(argv=spec.argv, env=spec.env, cwd=spec.cwd, script=spec.script)
         else:
             self._tell(wall.name if wall.name in ENGINES else "")
+            self._tell(PLANTS)
             inner = wall.launch(replace(spec, bounds=_less(spec.bounds, around)))
         _mark(inner, spec)
         if not around:
             return Held(inner, inner, wall, limited=False)
         self._tell(LIMITS_LEFT)
         try:
-            launch = self._limits().apply(around, inner, spec.attempt_id)
+            launch = self._limits().apply(around, inner, spec.ceilings_of or spec.attempt_id)
         except BaseException:
             if wall is not None:
                 wall.discard(inner)
@@ -239,6 +250,13 @@ class Walls:
     def kill(self, held: Held, child: Child) -> int:
         """SIGKILL to all of it; -1: do it as for a plain command."""
         return held.wall.kill(held.inner, child) if held.wall is not None else -1
+
+    def passed(self, held: Held, *, failed: bool) -> Aftermath:
+        """Which ceiling something of a living attempt ran into; `failed`: what it did last failed.
+
+        A back end that has ceilings of its own tells it at the end only.
+        """
+        return self._limits().passed(held.launch, failed=failed) if held.limited else NOTHING_MORE
 
     def ended(self, held: Held, exit_: Exit) -> Aftermath:
         """What is known of an attempt beyond its exit, once all of it is dead."""
@@ -296,17 +314,23 @@ class Walls:
     def _real(self, name: BackEnd) -> Wall:
         if name == "bubblewrap":
             from dagrun.sandbox.bubblewrap import Bubblewrap
-            from dagrun.sandbox.netproxy import NetProxy
 
-            self._proxy = NetProxy(self._spare)
-            return Bubblewrap(self._spare, self._proxy)
+            return Bubblewrap(self._spare, self._net_proxy())
         if name == "landlock":
             from dagrun.sandbox.landlock import Landlock
 
             return Landlock(self._spare)
         from dagrun.sandbox.container import Container
 
-        return Container(name, self._spare)
+        return Container(name, self._spare, self._net_proxy())
+
+    def _net_proxy(self) -> NetProxy:
+        """What holds lists of hosts for every back end; it starts nothing before the first list."""
+        if self._proxy is None:
+            from dagrun.sandbox.netproxy import NetProxy
+
+            self._proxy = NetProxy(self._spare)
+        return self._proxy
 
     def _limits(self) -> Limiter:
         """Control groups and rlimits."""

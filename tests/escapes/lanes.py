@@ -104,7 +104,9 @@ def _readable(path: Path, copy: Path, parts: tuple[str, ...] = ()) -> str:
         return str(path)
     copy.mkdir()
     names = [path / part for part in parts] or [p for p in path.iterdir() if p.name not in ("mypy", "ruff")]
-    subprocess.run(["cp", "-r", *map(str, names), str(copy)], check=True, timeout=60)
+    # with the times of the files, else no compiled module fits its source and every start compiles all of them
+    command = ["cp", "-r", "--preserve=timestamps", *map(str, names), str(copy)]
+    subprocess.run(command, check=True, timeout=60)
     return str(copy)
 
 
@@ -117,5 +119,5 @@ def _interpreter(temp: Path) -> str:
     if system.exists():
         return str(system)
     copy = temp / "python"
-    subprocess.run(["cp", "-r", sys.base_prefix, str(copy)], check=True, timeout=100)
+    subprocess.run(["cp", "-r", "--preserve=timestamps", sys.base_prefix, str(copy)], check=True, timeout=100)
     return str(copy / real.relative_to(sys.base_prefix))

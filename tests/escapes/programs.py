@@ -651,7 +651,7 @@ def opens_a_raw_socket(world: World) -> str:
         return f"descriptor {sock.fileno()}"
 
 
-@attempt("net.allowlist", data=True, network="ALLOWED", levels=("process",))
+@attempt("net.allowlist", data=True, network="ALLOWED")
 def connects_past_the_list(world: World) -> str:
     return answer(socket.create_connection(("127.0.0.1", world["tcp"]), 3))
 
@@ -668,14 +668,14 @@ def _asks_the_proxy(target: str) -> str:
         return said.partition("\r\n\r\n")[2] or answer(sock)
 
 
-@attempt("net.allowlist", data=True, network="ALLOWED", levels=("process",))
+@attempt("net.allowlist", data=True, network="ALLOWED")
 def asks_the_proxy_for_a_port_that_is_not_listed(world: World) -> str:
     if "HTTP_PROXY" not in os.environ:  # the control: no proxy, nothing in the way
         return connects_past_the_list(world)
     return _asks_the_proxy(f"127.0.0.1:{world['tcp']}")
 
 
-@attempt("net.allowlist", data=True, network="ALLOWED", levels=("process",))
+@attempt("net.allowlist", data=True, network="ALLOWED")
 def asks_the_proxy_in_another_spelling(world: World) -> str:
     if "HTTP_PROXY" not in os.environ:
         return connects_past_the_list(world)

@@ -10,6 +10,7 @@ from pathlib import Path
 from dagrun.sandbox.base import Child, Exit
 from dagrun.sandbox.container import Container
 from dagrun.sandbox.container_cli import EngineName
+from dagrun.sandbox.netproxy import NetProxy
 from dagrun.sandbox.plain import Plain
 from dagrun.sandbox.wall import Aftermath, Bounds, Launch, Spec
 from tests.images import SHELL
@@ -32,7 +33,8 @@ class Rig:
         # As root the container runs as somebody else, who has to be able to write here.
         (self.project / "out").chmod(0o777)
         self.plain = Plain()
-        self.wall = Container(engine, self.plain.exempt)
+        self.proxy = NetProxy(self.plain.exempt)
+        self.wall = Container(engine, self.plain.exempt, self.proxy)
         self.out = os.open(folder / "stdout", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         self.err = os.open(folder / "stderr", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         self.count = 0
@@ -120,6 +122,7 @@ class Rig:
         for child in list(self.plain._strays._running.values()):
             self.plain.reap(child)
         self.wall.close()
+        self.proxy.close()
         left = self.names()
         if left:
             ask(self.engine, "rm", "-f", *left)

@@ -19,7 +19,7 @@ from dagrun.sandbox import cgroup, procs
 from dagrun.sandbox.base import Child, Exit
 from dagrun.sandbox.bubblewrap import Bubblewrap
 from dagrun.sandbox.ceilings import Ceilings, _in, _unit
-from dagrun.sandbox.wall import NO_BOUNDS, Aftermath, Bounds, Guarantee, Launch, Spec
+from dagrun.sandbox.wall import NO_BOUNDS, NOTHING_MORE, Aftermath, Bounds, Guarantee, Launch, Spec
 
 from .conftest import Box, until, written_pids
 
@@ -134,6 +134,43 @@ for kid in kids:
     free, *held = map(int, box.text().split())  # nothing, if the kernel chose the parent
     assert free == 4
     assert not held or held[0] < 4
+
+
+KEEPER = """
+import os, time
+open("up", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("key", ["test/n/1", "test/other/1"])
+def test_what_is_one_attempt_has_one_ceiling(box: Box, ceilings: Ceilings, key: str) -> None:
+    """A tool worker and a server beside it: what one has taken, the other can't have."""
+    needs(ceilings, "mem")
+    one, bounds = key == "test/n/1", Bounds(memory_bytes=80 * MIB, pids=50)
+    kept = ceilings.apply(bounds, launch_of(box, PYTHON, "-c", EATER + KEEPER, "50"), key)
+    keeper = spawn(box, kept)
+    until((box.folder / "up").exists, "the first has its memory")
+    assert ceilings.passed(kept, failed=True) == NOTHING_MORE
+    assert len(groups(ceilings)) == len(ceilings._places()) - 1  # none for the processor
+    assert run(box, ceilings, bounds, PYTHON, "-c", EATER, "50")[1].limit == ("memory" if one else "")
+    assert ceilings.passed(kept, failed=False).limit == ("memory" if one else "")
+    (box.folder / "go").touch()
+    ended, _ = box.end(keeper)
+    assert ceilings.ended(kept, ended).limit == ("memory" if one else "")
+
+
+def test_the_number_of_one_attempt_leaves_room_for_every_holder(box: Box, ceilings: Ceilings) -> None:
+    needs(ceilings, "pids")
+    bounds, made = Bounds(pids=20), []
+    for _ in range(2):
+        launch = replace(launch_of(box, "sh", "-c", "read x < go"), backend="bubblewrap")
+        made.append(ceilings.apply(bounds, launch, "test/n/1"))
+    (place,) = [g for g in groups(ceilings) if "pids" in g]
+    assert Path(place, "pids.max").read_text().strip() == "24"
+    for launch in made:
+        assert ceilings.ended(launch, Exit(0, None, None, 0)) == NOTHING_MORE
 
 
 def test_memory_counts_what_is_written_to_a_tmpfs(box: Box, ceilings: Ceilings) -> None:

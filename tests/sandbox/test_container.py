@@ -77,8 +77,6 @@ def test_an_image_that_no_registry_gives_fails_the_attempt(rig: Rig) -> None:
 
 
 def test_a_refused_container_says_why(rig: Rig) -> None:
-    ended, after, _ = rig.run(rig.spec("true", cwd="relative/../path"))
-    assert ended.code in (0, 125)
     spec = rig.spec("true")
     launch = rig.wall.launch(spec)
     launch.argv = tuple("--cpus=100000" if word.startswith("--pids-limit") else word for word in launch.argv)
@@ -136,6 +134,43 @@ def test_processes_beyond_their_limit_are_named(rig: Rig) -> None:
     assert "20" in after.error
 
 
+QUIET = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done"
+
+
+def test_processes_beyond_their_limit_are_named_though_nothing_says_so(rig: Rig) -> None:
+    """The kernel counts what could not be started; a command that hides its errors hides nothing."""
+    text = f"sh -c '{QUIET}' 2>/dev/null || exit 3"
+    assert rig.run(rig.spec("sh", "-c", text))[0].code == 0  # control
+    ended, after, _ = rig.run(rig.spec("sh", "-c", text, bounds=Bounds(pids=8)))
+    assert ended.code == 3
+    assert after.limit == "pids"
+    assert "(peak 8)" in after.error
+
+
+def test_a_command_that_lives_with_its_limit_of_processes_completes(rig: Rig) -> None:
+    text = f"sh -c '{QUIET}' 2>/dev/null; echo went on"
+    ended, after, said = rig.run(rig.spec("sh", "-c", text, bounds=Bounds(pids=8)))
+    assert (ended.code, after.limit, said) == (0, "", "went on\n")
+
+
+@pytest.mark.parametrize("pids", [None, 8], ids=["plain", "counted"])
+def test_a_limit_of_processes_changes_no_end(rig: Rig, pids: int | None) -> None:
+    """Whatever stands around a command whose processes are counted: codes, signals, names, stdin stay its own."""
+    bounds = Bounds(pids=pids)
+    for code in (0, 3, 125, 127):
+        assert rig.run(rig.spec("sh", "-c", f"exit {code}", bounds=bounds))[0].code == code
+    assert rig.run(rig.spec("sh", "-c", "kill -9 $$", bounds=bounds))[0].code == 137
+    ended, after, _ = rig.run(rig.spec("exit", bounds=bounds))  # no builtin of the gate's own shell
+    assert (ended.code, after.error) == (127, f"exit can't be run in the image {rig.image}: not found")
+    said = rig.sh("trap; echo $0; ps | wc -l; ulimit -u", bounds=Bounds(pids=1000 if pids else None))
+    assert said.splitlines()[0] == "sh"  # no trap of the gate's reaches it
+
+
+def test_as_many_processes_as_the_limit_says_can_be(rig: Rig) -> None:
+    text = "for i in 1 2 3 4 5 6 7; do sleep 1 & done; wait; echo all"
+    assert rig.sh(text, bounds=Bounds(pids=8)) == "all\n"
+
+
 def test_a_file_beyond_its_limit_is_named(rig: Rig) -> None:
     text = "exec dd if=/dev/zero of=out/big bs=65536 count=64"
     assert rig.run(rig.spec("sh", "-c", text))[0].code == 0
@@ -160,6 +195,16 @@ def test_too_little_memory_for_the_engine_is_refused(rig: Rig) -> None:
         rig.wall.launch(rig.spec("true", bounds=Bounds(memory_bytes=MIB)))
 
 
+def test_a_working_folder_that_is_not_there_is_named_and_not_made(rig: Rig) -> None:
+    """Docker would make it, as root, in a granted folder of this machine."""
+    ended, after, _ = rig.run(rig.spec("true", cwd=str(rig.project / "out" / "nope")))
+    assert ended.code != 0
+    assert after.outcome == "failed"
+    assert after.error == f"can't enter the directory {rig.project}/out/nope: it is not there"
+    assert not (rig.project / "out" / "nope").exists()
+    assert rig.run(rig.spec("pwd", cwd=str(rig.project / "out")))[2] == f"{rig.project}/out\n"  # control
+
+
 # ---------------------------------------------------------------- the end
 
 
@@ -172,10 +217,11 @@ def _running(rig: Rig, text: str, **more: object) -> tuple:
     return launch, child
 
 
-def test_terminate_reaches_the_whole_group(rig: Rig) -> None:
+@pytest.mark.parametrize("pids", [None, 64], ids=["plain", "counted"])
+def test_terminate_reaches_the_whole_group(rig: Rig, pids: int | None) -> None:
     inner = 'trap "echo inner >>out/told; exit 0" TERM; echo ready; while :; do sleep 0.1; done'
     text = f"trap : TERM; sh -c '{inner}'; echo after"
-    launch, child = _running(rig, text)
+    launch, child = _running(rig, text, bounds=Bounds(pids=pids))
     assert rig.wall.terminate(launch, child) == 1
     ended, _ = rig.end(launch, child)
     assert ended.code == 0
@@ -433,5 +479,3 @@ def test_the_launch_of_a_dead_daemon_is_told(rig: Rig, tmp_path: Path, monkeypat
     assert "systemctl start docker" in why
     with pytest.raises(EnvironmentFault, match="does not run"):
         gone.launch(rig.spec("true"))
-
-

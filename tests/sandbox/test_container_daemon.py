@@ -159,3 +159,36 @@ def test_a_daemon_that_does_not_answer_does_not_keep_an_attempt_alive(
     assert len(rig.names()) <= 1
     rig.wall.close()
     assert rig.names() == set()
+
+
+def test_a_daemon_that_does_not_answer_does_not_keep_a_session_alive(
+    rig: Rig, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it keeps is swept at the next start."""
+    monkeypatch.setattr("dagrun.sandbox.container._PATIENCE_S", 1.0)
+    launch, child = _running(rig)
+    (name,) = rig.names()
+    assert daemon.process is not None
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    try:
+        while not readable(child.pidfd, 0.1):
+            rig.wall.kill(launch, child)
+        rig.plain.sweep(child)
+        rig.wall.ended(launch, rig.plain.reap(child))
+        began = time.monotonic()
+        rig.wall.close()
+        assert time.monotonic() - began < 15  # one question that it leaves unanswered, not three
+    finally:
+        os.kill(daemon.process.pid, signal.SIGCONT)
+    assert rig.wall.sweep(str(rig.run_dir)) in ([name], [])  # what was asked of it before may reach it now
+    assert rig.names() == set()
+
+
+def test_an_attempt_while_the_daemon_is_down_is_told_from_one_that_it_left(rig: Rig, daemon: Daemon) -> None:
+    rig.wall.check_image(rig.image, "never")  # it was there once
+    daemon.kill()
+    ended, after = rig.end(*rig.start(rig.spec("true")))
+    assert ended.code == 125
+    assert after.outcome == "lost"
+    assert after.error.startswith("the engine does not answer, so nothing was started: Cannot connect")
+    rig.names = set  # type: ignore[method-assign]

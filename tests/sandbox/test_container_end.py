@@ -6,7 +6,7 @@ import pytest
 
 from dagrun.sandbox.base import Exit
 from dagrun.sandbox.container_end import Notes, aftermath
-from dagrun.sandbox.container_script import REPLACED
+from dagrun.sandbox.container_script import NO_MORE, REPLACED
 from dagrun.sandbox.wall import NOTHING_MORE, Aftermath, Bounds
 
 STARTED = "2026-01-01T00:00:00Z"
@@ -34,7 +34,7 @@ def test_a_command_s_own_code_needs_no_words(code: int) -> None:
 def test_memory_counts_only_as_a_limit_where_one_was_written() -> None:
     notes = Notes(end=f"exited|137|true|{STARTED}|")
     assert told(137, notes).limit == "memory"
-    assert told(137, notes).error == "memory: used its limit of 64 MiB"
+    assert told(137, notes).error == "memory: used its limit of 64 MiB (peak 64 MiB)"
     assert told(137, notes, Bounds()).limit == ""
     assert "no memory left" in told(137, notes, Bounds()).error
 
@@ -57,13 +57,38 @@ def test_files_and_processes() -> None:
     fork = Notes(end=f"exited|2|false|{STARTED}|", tail="sh: can't fork: Resource temporarily unavailable")
     assert told(2, fork).limit == "pids"
     assert told(2, fork, Bounds()).limit == ""
+    assert told(2, fork).error == "pids: reached its limit of 10 processes and threads (peak 10)"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "RuntimeError: can't start new thread\n",
+        "java.lang.OutOfMemoryError: unable to create native thread: possibly out of memory\n",
+        "runtime: failed to create new OS thread (have 9 already; errno=11)\n",
+        f"{NO_MORE}\n",
+    ],
+)
+def test_processes_that_could_not_be_started(tail: str) -> None:
+    """In the words of several languages, and in those of the gate, which asks the kernel."""
+    end = f"exited|1|false|{STARTED}|"
+    assert told(1, Notes(end=end, tail=tail)).limit == "pids"
+    assert told(1, Notes(end=end, tail=tail), Bounds()).limit == ""
 
 
 def test_a_daemon_that_went_away() -> None:
-    gone = Notes(fault="Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?")
+    gone = Notes(fault="Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", made=True)
     assert told(125, gone).outcome == "lost"
+    assert told(125, gone).error.startswith("the engine went away while the container ran: Cannot connect")
     assert told(125, Notes(end=f"exited|137|false|{STARTED}|")).outcome == "lost"  # and came back
     assert told(137, Notes(end=f"running|0|false|{STARTED}|")).outcome == "lost"
+
+
+def test_a_daemon_that_was_gone_before_the_container_was_made() -> None:
+    gone = Notes(fault="Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?")
+    said = told(125, gone)
+    assert said.outcome == "lost"  # it may be back for the next try
+    assert said.error.startswith("the engine does not answer, so nothing was started: Cannot connect")
 
 
 def test_containers_that_never_were() -> None:

@@ -34,7 +34,9 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path, docker: str) -> Iterator
     made = Rig(tmp_path, request.param, docker)
     made.wall.prefer(docker)
     made.wall._probe = _PROBES.setdefault(request.param, made.wall._probe)
-    assert {name for name, why in made.wall.proved().items() if why} == {"net.allowlist"}
+    # Whoever is not root can't enter the network of what Docker's daemon, which is, has made.
+    gaps = {"net.allowlist"} if os.getuid() and request.param == "docker" else set()
+    assert {name for name, why in made.wall.proved().items() if why} == gaps
     yield made
     made.close()
 
@@ -163,11 +165,6 @@ def test_with_a_network_it_reaches_this_machine(rig: Rig, world: dict[str, str])
         rig.spec("sh", "-c", ATTEMPTS["connect to this machine"], env={**world, "BB": ""}, network="any")
     )
     assert ended.code == 0, said
-
-
-def test_a_list_of_hosts_is_refused(rig: Rig) -> None:
-    with pytest.raises(Refused, match="list of hosts"):
-        rig.wall.launch(rig.spec("true", network=("example.com",)))
 
 
 def test_a_link_is_no_grant(rig: Rig) -> None:

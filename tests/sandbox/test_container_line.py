@@ -134,8 +134,24 @@ def test_limits_become_options(spec: Spec, prepared: Prepared, folder: str) -> N
     bounds = Bounds(memory_bytes=64 << 20, pids=7, cpu=0.5, file_size_bytes=4096)
     words = line(replace(spec, bounds=bounds), prepared, folder).arguments
     memory = ("--memory=67108864", "--memory-swap=67108864")
-    for word in (*memory, "--pids-limit=8", "--cpus=0.50", "--ulimit=fsize=4096:4096"):
+    for word in (*memory, "--pids-limit=9", "--cpus=0.50", "--ulimit=fsize=4096:4096"):
         assert word in words, word
+    # Without a shell in the image nobody stands beside the init process.
+    bare = line(replace(spec, bounds=bounds), prepared, folder, Image("img", "sha256:1", shell=False)).arguments
+    assert "--pids-limit=8" in bare
+
+
+def test_a_list_of_hosts_has_no_network_and_a_door(spec: Spec, prepared: Prepared, folder: str) -> None:
+    """What it waits at is mounted from the folder that it can't reach, and the variables name the proxy."""
+    found = line(replace(spec, network=("example.org",)), prepared, folder)
+    assert "--network=none" in found.arguments
+    for name in ("up", "go"):
+        mount = f"--mount=type=bind,source={folder}/{name},destination=/run/dagrun.{name},readonly"
+        assert mount in found.arguments
+    assert b"HTTPS_PROXY=http://127.0.0.1:3128\n" in found.files["env"]
+    plain = line(spec, prepared, folder)
+    assert b"PROXY" not in plain.files["env"]
+    assert not [word for word in plain.arguments if "dagrun.go" in word]
 
 
 def test_variables_come_in_files_and_secrets_in_one_of_their_own(spec: Spec, prepared: Prepared, folder: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -69,14 +71,20 @@ class FakeLimiter:
     after: Aftermath = field(default_factory=Aftermath)
     applied: list[Bounds] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
     def proved(self) -> Mapping[Guarantee, str]:
         return self.held
 
     def apply(self, bounds: Bounds, launch: Launch, attempt_id: str) -> Launch:
         self.applied.append(bounds)
+        self.keys.append(attempt_id)
         launch.argv = ("limited", *launch.argv)
         return launch
+
+    def passed(self, launch: Launch, *, failed: bool) -> Aftermath:
+        self.calls.append("failed" if failed else "passed")
+        return self.after
 
     def ended(self, launch: Launch, exit_: Exit) -> Aftermath:
         self.calls.append("ended")
@@ -190,6 +198,18 @@ def test_ceilings_of_a_plain_command_go_around_it() -> None:
     assert limiter.calls == ["ended"]
 
 
+def test_a_part_of_an_attempt_is_under_the_ceilings_of_that_one() -> None:
+    limiter = FakeLimiter(after=Aftermath(limit="memory"))
+    found = walls(limiter=limiter)
+    bounded = spec(read=None, bounds=Bounds(pids=3))
+    held = found.launch(bounded)
+    found.launch(replace(bounded, attempt_id=f"{bounded.attempt_id}-server", ceilings_of=bounded.attempt_id))
+    assert limiter.keys == [bounded.attempt_id] * 2
+    assert found.passed(held, failed=True).limit == "memory"
+    assert limiter.calls == ["failed"]
+    assert found.passed(found.launch(spec(read=None)), failed=True) == Aftermath()  # nothing was written
+
+
 def test_an_unheld_ceiling_is_missing() -> None:
     limiter = FakeLimiter({"mem": "no control groups", "pids": "", "cpu": "", "fsize": ""})
     need = need_of(spec(read=None, bounds=Bounds(memory_bytes=1, pids=2)))
@@ -269,11 +289,11 @@ def test_what_outlives_a_killed_engine_is_told_before_it_is_made() -> None:
     found = walls(Fake("docker"), Fake("bubblewrap"))
     found.used = seen.append
     found.launch(spec())
-    assert seen == []
+    assert seen == ["plants"]
     for _ in range(2):
         found.launch(spec(level="container", image="busybox"))
         found.launch(spec(bounds=Bounds(pids=1)))
-    assert seen == ["docker", "limits"]
+    assert seen == ["plants", "docker", "limits"]
 
 
 # ---------------------------------------------------------------- laws
@@ -333,6 +353,48 @@ def test_what_to_accept_is_the_whole_list_that_has_to_be_typed() -> None:
     assert both.startswith("install it; to go without")
     assert both.endswith("--accept-missing fs.meta,proc.hide,caps; what holds here: dagrun doctor")
     assert hint_of([lack("get the image")]) == "get the image"
+
+
+@pytest.mark.parametrize(
+    ("first", "why", "way"),
+    [
+        ("", "it can do it", "install bubblewrap: apt install"),
+        ("/usr/bin", "/usr/bin/bwrap is too old: it has no --bind-fd", "install bubblewrap: apt install"),
+        ("/usr/bin", "no user namespace can be made", "let this user make namespaces"),
+        ("mine", "got out", "first on the PATH: /usr/bin/bwrap"),
+    ],
+)
+def test_what_to_do_about_bubblewrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, why: str, way: str
+) -> None:
+    if first and not os.access("/usr/bin/bwrap", os.X_OK):
+        pytest.skip("the system has no bwrap")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "bwrap").write_text("#!/bin/sh\n")
+    (tmp_path / "mine" / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / first}:/usr/bin" if first else str(tmp_path))
+    lacks: dict[Guarantee, str] = {"fs.meta": why}
+    hint = remedy(Need(node="a", required=frozenset({"fs.meta", "caps"})), [("bubblewrap", lacks)], lacks)
+    assert way in hint
+    assert hint.index(way) < hint.index("--accept-missing")
+
+
+def test_an_image_that_one_engine_lacks_is_taken_from_the_other() -> None:
+    docker, podman = Fake("docker", ALL), Fake("podman", ALL, images=("mine",))
+    need = Need(node="a", level="container", required=frozenset({"caps"}), image="mine")
+    assert walls(docker, podman).name(need) == "podman"
+
+
+def test_where_no_engine_has_the_image_all_of_them_are_told() -> None:
+    """Where Docker's daemon does not run, that Podman lacks the image is not the whole truth."""
+    down = Fake("docker", dict.fromkeys(GUARANTEES, "the Docker daemon does not run"))
+    need = Need(node="a", level="container", required=frozenset({"caps"}), image="mine")
+    (lack,) = walls(down, Fake("podman", ALL)).check([need])
+    assert lack.why == ("podman: there is no image 'mine'", "docker: the Docker daemon does not run (caps)")
+    assert lack.hint.startswith("get the image first: podman pull mine;")
+    (lack,) = walls(Fake("docker", ALL), Fake("podman", ALL)).check([need])
+    assert lack.why == ("docker: there is no image 'mine'", "podman: there is no image 'mine'")
+    assert "docker pull mine" in lack.hint
 
 
 def test_a_container_that_lacks_only_the_list_of_hosts_needs_no_installation() -> None:
