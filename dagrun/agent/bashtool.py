@@ -21,7 +21,13 @@ from dagrun.agent.filetools import text, whole
 TIMEOUT_MS = 120_000
 MOST_MS = 600_000
 GRACE_S = 2.0
+OUT_OF_MEMORY = "(it was killed: out of memory)"
 _PR_SET_CHILD_SUBREAPER = 36
+_NO_LIMIT = 1 << 60
+_MEMORY_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.events"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.oom_control"),
+)
 
 
 class _Kept:
@@ -69,8 +75,11 @@ def bash(roots: Roots, given: dict[str, Any], room: int) -> str:
     except (OSError, ValueError) as error:
         raise ToolError(f"the command can't be started: {getattr(error, 'strerror', None) or error}") from None
     kept = _Kept(room)
+    before = _memory_kills()
     ended = _drain(child, kept, timeout_s)
     left = _end_all(child)
+    if _memory_kills() > before:
+        raise ToolError(f"{kept.text()}\n{OUT_OF_MEMORY}".lstrip("\n"))
     code = child.returncode
     out = kept.text().rstrip("\n")
     if not ended:
@@ -80,6 +89,18 @@ def bash(roots: Roots, given: dict[str, Any], room: int) -> str:
         notes.append(f"(exit code {code})" if code > 0 else f"(killed by signal {-code})")
         raise ToolError("\n".join([*([out] if out else []), *notes]))
     return "\n".join([out or "(no output)", *notes])
+
+
+def _memory_kills() -> int:
+    """How often the kernel killed something of this container for its memory; 0 outside of one that has a limit."""
+    for limit, events in _MEMORY_FILES:
+        with suppress(OSError, ValueError):
+            with open(limit, "rb") as file:
+                if int(file.read()) >= _NO_LIMIT:
+                    continue
+            with open(events, "rb") as file:
+                return int(file.read().rpartition(b"oom_kill ")[2].split()[0])
+    return 0
 
 
 def _drain(child: subprocess.Popen[bytes], kept: _Kept, timeout_s: float) -> bool:

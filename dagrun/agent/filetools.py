@@ -139,7 +139,7 @@ def _replace(folder: int, name: str, data: bytes, path: str) -> bool:
         if not stat.S_ISREG(found.st_mode):
             raise ToolError(f"{path} is {kind(found.st_mode)}, not a file")
         mode = stat.S_IMODE(found.st_mode) & 0o777
-    fresh = f".{name[:200]}.{os.urandom(6).hex()}"
+    fresh = f".{os.urandom(9).hex()}.new"  # not made of the name, which may be as long as a name can be
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
     except OSError as error:

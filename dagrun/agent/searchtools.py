@@ -6,6 +6,7 @@ meanwhile can't lead it out; pipes, sockets and devices are never opened for rea
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -86,10 +87,15 @@ def glob(roots: Roots, given: dict[str, Any], room: int) -> str:
     if not found:
         return "no files match"
     found.sort(key=lambda f: (-f[0], f[1]))
-    lines = [path for _, path in found[:MAX_FOUND]]
+    lines = [_one_line(path) for _, path in found[:MAX_FOUND]]
     if len(found) > MAX_FOUND:
         lines.append(f"(and {len(found) - MAX_FOUND} more)")
     return cut(lines, room)
+
+
+def _one_line(path: str) -> str:
+    """A path that can't pretend to be two, or anything else: as JSON writes it, if it must."""
+    return path if path.isprintable() else json.dumps(path)
 
 
 def _changed(file: Found) -> float:
@@ -157,7 +163,7 @@ def grep(roots: Roots, given: dict[str, Any], room: int) -> str:
         content = _content(file)
         if content is None:
             continue
-        lines += _hits(file.path, content, wanted, str(mode), given)
+        lines += _hits(_one_line(file.path), content, wanted, str(mode), given)
         if len(lines) > head:
             lines = [*lines[:head], "(more follow: raise head_limit, or search more narrowly)"]
             break

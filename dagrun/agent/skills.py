@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -17,6 +18,7 @@ from dagrun.core.grants import tool_fault
 from dagrun.core.plan import near
 from dagrun.errors import InputError, NotFoundError, Problem
 from dagrun.flowfile.source import Tree, Value, parse
+from dagrun.store.disk import at_once
 
 FILE = "SKILL.md"
 FOLDERS = ("skills", ".agents/skills", ".claude/skills")
@@ -154,7 +156,9 @@ def load(folder: str, owner: Literal["project", "user"] = "project") -> Skill:
 
 def _bytes(path: str) -> bytes:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError((_problem("no-skill", "can't read the skill: not a regular file", path),))
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError((_problem("no-skill", f"can't read the skill: {error.strerror}", path),)) from None

@@ -11,7 +11,7 @@ from dagrun.cli.doctor_crossing import CROSSED, Crosser, Crossing
 from dagrun.core.permissions import Isolation
 from dagrun.errors import DagrunError, EnvironmentFault
 from dagrun.sandbox.ceilings import Ceilings
-from dagrun.sandbox.needs import LIMITS, Need, reasons, remedy, requirements
+from dagrun.sandbox.needs import LIMITS, SEE_DOCTOR, Need, reasons, remedy, requirements
 from dagrun.sandbox.wall import GUARANTEES, Guarantee
 from dagrun.sandbox.walls import TABLE, BackEnd, Walls
 from dagrun.view.doctor import Level
@@ -96,7 +96,7 @@ class Ward:
             guarantees=_in_order(held),
             tried=crossing.tried(CROSSED),
             launch_ms=crossing.launch_ms,
-            hint=hint if lacks[best] else "",
+            hint=hint.removesuffix(SEE_DOCTOR) if lacks[best] else "",
             others=tuple(
                 f"{f[0]}: {reasons(lacks[k]) or f[2].error}" for k, f in enumerate(found) if k != best or f[2].error
             ),

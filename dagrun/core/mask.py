@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from json.encoder import encode_basestring, encode_basestring_ascii
 from urllib.parse import quote, quote_plus
 
+from dagrun.core.maskscan import Beginnings, Needles
 from dagrun.core.names import Json
 
 MIN_LENGTH = 6  # characters; shorter values would blot out half of every text
@@ -20,7 +22,6 @@ _SHOWN = "***"
 # a break must not be tried from each of its characters; \A: a piece may begin within a line.
 _WRAP = 16
 _TELLING = 4  # fewer characters of a code, with a break after them, tell nothing
-_HEAD = 8
 _CODE_CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
 _CODE = f"[{_CODE_CHARS}]"
 _BLOCK = rf"(?:\A{_CODE}*+|(?<!{_CODE}){_CODE}{{{_WRAP},}}+)(?:\r?\n{_CODE}++)+"
@@ -32,18 +33,16 @@ class Masker:
     `longest` is how many bytes a form can take: a reader in pieces overlaps them by one less.
     """
 
-    __slots__ = ("_bytes", "_coded", "_forms", "_text", "longest")
+    __slots__ = ("_forms", "_search", "longest")
 
     def __init__(self, values: tuple[str, ...]) -> None:
         self._forms: dict[str, str] = {}
-        self._text: re.Pattern[str] | None = None
-        self._bytes: re.Pattern[bytes] | None = None
-        self._coded: re.Pattern[str] | None = None
+        self._search: _Search | None = None  # made when it is wanted: most runs show nothing secret
         self.longest = 0
         self.add(values)
 
     def __bool__(self) -> bool:
-        return self._text is not None
+        return bool(self._forms)
 
     def add(self, values: Iterable[str]) -> None:
         """Hide these values too, from now on."""
@@ -53,24 +52,22 @@ class Masker:
                 self._forms |= _written(part)
         if len(self._forms) == before:
             return
-        forms = sorted(self._forms, key=len, reverse=True)
-        pattern = _either([self._forms[form] for form in forms])
-        self._text = re.compile(pattern)
-        self._bytes = re.compile(_raw(pattern))
-        coded = [form for form in forms if _is_coded(form)]
-        self._coded = re.compile(_either([self._forms[form] for form in coded]))
-        breaks = 2 * (len(coded[0]) // _WRAP + 2)
-        self.longest = max(len(coded[0]) + breaks, *[len(_raw(form)) for form in forms])
+        self._search = None
+        longest = max([len(form) for form in self._forms if _is_coded(form)])
+        breaks = 2 * (longest // _WRAP + 2)
+        self.longest = max(longest + breaks, *[len(_raw(form)) for form in self._forms])
 
     def text(self, text: str) -> str:
         """`text` with every secret shown as `***`."""
-        if self._text is None:
+        search = self._searched()
+        if search is None or search.texts.absent(text.encode("utf-8", "surrogatepass")):
             return text
-        return self._wrapped(self._text.sub(_SHOWN, text), lambda _: _SHOWN)
+        text = search.text.sub(_SHOWN, text)
+        return _replaced(text, search.wrapped(text), lambda _: _SHOWN)
 
     def value(self, value: Json) -> Json:
         """A JSON value with every string and key masked."""
-        if self._text is None:
+        if not self._forms:
             return value
         if isinstance(value, str):
             return self.text(value)
@@ -82,27 +79,21 @@ class Masker:
 
     def same_length(self, data: bytes) -> bytes:
         """`data` with every secret overwritten by as many `*`: offsets and lines stay what they were."""
-        if self._bytes is None:
-            return data
-        data = self._bytes.sub(_stars, data)
-        # one character a byte, so that no place moves
-        text = data.decode("latin-1")
-        hidden = self._wrapped(text, lambda piece: re.sub(r"[^\r\n]", "*", piece))
-        return data if hidden is text else hidden.encode("latin-1")
+        return self._overwritten(data)[0]
 
     def pending(self, data: bytes) -> int:
         """How many bytes at the end of `data` may be the beginning of a secret that goes on after it."""
-        if self._bytes is None:
+        search = self._searched()
+        if search is None:
             return 0
         end = data[1 - self.longest :].lower()  # some forms are written in either case
-        most = max([_begun(end, _raw(form).lower()) for form in self._forms])
+        most = search.begun.at_end(end)
         text = end.decode("latin-1")
         start = _open_block(text, cut=len(end) < len(data))
         if start < len(text):
             block = text[start:]
             joined = block.replace("\r", "").replace("\n", "")
-            coded = [form.lower() for form in self._forms if _is_coded(form)]
-            begun = max([_begun(joined.encode("latin-1"), form.encode("latin-1")) for form in coded], default=0)
+            begun = search.begun_code.at_end(joined.encode("latin-1"))
             if begun >= _TELLING:
                 places = [k for k, c in enumerate(block) if c not in "\r\n"]
                 most = max(most, len(block) - places[-begun])
@@ -111,51 +102,86 @@ class Masker:
     def settled(self, data: bytes) -> tuple[bytes, int]:
         """(`same_length(data)`, how much of it stays so whatever follows `data`)."""
         end = len(data) - self.pending(data)
-        if self._bytes is None or end == len(data):
-            return self.same_length(data), end
-        spans = [match.span() for match in self._bytes.finditer(data)]
-        text = self._bytes.sub(_stars, data).decode("latin-1")
-        spans += self._wrapped_spans(text)
+        clean, spans = self._overwritten(data)
         # a secret that ends in what is held back is held back as a whole
         while cut := [start for start, stop in spans if start < end < stop]:
             end = min(cut)
-        return self.same_length(data), end
+        return clean, end
 
-    def _wrapped(self, text: str, shown: Callable[[str], str]) -> str:
-        """`text` with what is found in blocks of broken lines, read without the breaks, replaced."""
+    def _overwritten(self, data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+        """`same_length(data)`, and where it was changed."""
+        search = self._searched()
+        if search is None or search.all.absent(data):
+            return data, []
+        parts = search.all.windows(data, self.longest)
+        spans = [match.span() for part in parts for match in search.bytes.finditer(data, *part)]
         out, at = [], 0
-        for start, end in self._wrapped_spans(text):
-            out += [text[at:start], shown(text[start:end])]
-            at = end
-        return "".join([*out, text[at:]]) if out else text
+        for start, stop in spans:
+            out += [data[at:start], re.sub(rb"[^\r\n]", b"*", data[start:stop])]
+            at = stop
+        # one character a byte, so that no place moves
+        text = b"".join([*out, data[at:]]).decode("latin-1")
+        wrapped = search.wrapped(text)
+        text = _replaced(text, wrapped, lambda piece: re.sub(r"[^\r\n]", "*", piece))
+        return text.encode("latin-1"), spans + wrapped
 
-    def _wrapped_spans(self, text: str) -> list[tuple[int, int]]:
-        if "\n" not in text or self._coded is None:
+    def _searched(self) -> _Search | None:
+        if self._search is None and self._forms:
+            self._search = _Search(self._forms)
+        return self._search
+
+
+class _Search:
+    """How the forms are found: quickly that none is there, and with patterns where they are."""
+
+    def __init__(self, forms: dict[str, str]) -> None:
+        self._forms = forms
+        self.longest_first = sorted(forms, key=len, reverse=True)
+        self.coded = [form for form in self.longest_first if _is_coded(form)]
+        self.all = Needles(map(_raw, forms))
+        self.texts = Needles([form.encode("utf-8", "surrogatepass") for form in forms])
+        self._codes = Needles(map(_raw, self.coded))
+        self.begun = Beginnings(map(_raw, forms))
+        self.begun_code = Beginnings(map(_raw, self.coded))
+
+    @cached_property
+    def _pattern(self) -> str:
+        return _either([self._forms[form] for form in self.longest_first])
+
+    @cached_property
+    def text(self) -> re.Pattern[str]:
+        """All forms in a text."""
+        return re.compile(self._pattern)
+
+    @cached_property
+    def bytes(self) -> re.Pattern[bytes]:
+        """All forms in bytes."""
+        return re.compile(_raw(self._pattern))
+
+    @cached_property
+    def _code(self) -> re.Pattern[str]:
+        return re.compile(_either([self._forms[form] for form in self.coded]))
+
+    def wrapped(self, text: str) -> list[tuple[int, int]]:
+        """What is found in blocks of broken lines, read without the breaks."""
+        if "\n" not in text or self._codes.absent(text.encode("utf-8", "surrogatepass")):
             return []
         found = []
         for block in re.finditer(_BLOCK, text):
             joined = block[0].replace("\r", "").replace("\n", "")
-            matches = list(self._coded.finditer(joined))
+            matches = list(self._code.finditer(joined))
             if matches:
                 places = [k for k, c in enumerate(block[0], block.start()) if c not in "\r\n"]
                 found += [(places[m.start()], places[m.end() - 1] + 1) for m in matches]
         return found
 
 
-def _stars(match: re.Match[bytes]) -> bytes:
-    return re.sub(rb"[^\r\n]", b"*", match[0])
-
-
-def _begun(data: bytes, form: bytes) -> int:
-    """How many bytes at the end of `data` are the beginning of a form, but not all of it."""
-    room = min(len(data), len(form) - 1)
-    window, head = data[len(data) - room :], form[:_HEAD]
-    at = window.find(head) if room > _HEAD else -1
-    while at >= 0:
-        if form.startswith(window[at:]):
-            return room - at
-        at = window.find(head, at + 1)
-    return next((k for k in range(min(room, _HEAD), 0, -1) if window.endswith(form[:k])), 0)
+def _replaced(text: str, spans: list[tuple[int, int]], shown: Callable[[str], str]) -> str:
+    out, at = [], 0
+    for start, end in spans:
+        out += [text[at:start], shown(text[start:end])]
+        at = end
+    return "".join([*out, text[at:]]) if out else text
 
 
 def _open_block(text: str, *, cut: bool) -> int:
@@ -257,6 +283,8 @@ def _percent(raw: bytes) -> list[str]:
         quote(raw, safe=""),
         quote(raw),
         quote_plus(raw),
+        quote_plus(raw).replace("~", "%7E"),  # PHP
+        quote_plus(raw, safe="*").replace("~", "%7E"),  # Java
         quote(raw, safe="!'()*"),  # encodeURIComponent
         quote(raw, safe=";,/?:@&=+$!*'()#"),  # encodeURI
         "".join([f"%{byte:02X}" for byte in raw]),

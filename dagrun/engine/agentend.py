@@ -9,7 +9,7 @@ from dagrun.agent.steps import Finish
 from dagrun.core.event import AttemptFinished
 from dagrun.core.names import Json, Outcome
 from dagrun.core.workflow import Node
-from dagrun.engine.attempt import SUMMARY_CHARS, Running, collect_declared, last_text_line, reach_of
+from dagrun.engine.attempt import SUMMARY_CHARS, Running, collect_declared, keep_artifacts, last_text_line
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import remove_exchange
 from dagrun.engine.talk import Talk, log
@@ -29,14 +29,16 @@ def finished(bench: Workbench, logs: LogPool, node: Node, talk: Talk) -> Attempt
     seat = talk.seat
     if finish is not None and seat is not None and seat.over is not None and seat.over.outcome == "denied":
         outcome, error, limit = Outcome.DENIED, seat.over.error, ""
+    killed = next((one.over for one in talk.seats if one.over is not None and one.over.limit == "memory"), None)
+    if outcome is Outcome.COMPLETED and killed is not None:  # only known now, as in a container
+        outcome, error, limit = Outcome.OVER_LIMIT, killed.error, killed.limit
     outputs: dict[str, Json] = {}
     artifacts: tuple[Json, ...] = ()
     if outcome is Outcome.COMPLETED and finish is not None:
         try:
             outputs = _outputs(bench, made, talk, finish)
             running = Running(talk.node, talk.number, talk.command, talk.slot, talk.started_m)
-            stored = bench.context.store_artifacts(made.artifacts, bench.project, reach_of(running))
-            artifacts = tuple([bench.mask.value(dict(found)) for found in stored])
+            artifacts = keep_artifacts(bench, made, running)
         except OutputError as bad:
             outcome, error, outputs = Outcome.INVALID_OUTPUT, bad.message, {}
     if outcome is not Outcome.COMPLETED:

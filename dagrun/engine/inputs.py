@@ -18,6 +18,7 @@ from dagrun.core.workflow import Node, Review
 from dagrun.engine.bench import Command, Workbench, node_values, run_context
 from dagrun.sandbox.command import command_argv
 from dagrun.store.context import write_inputs
+from dagrun.store.disk import at_once
 from dagrun.store.exchange import OutputError, kind_of
 
 MAX_ENV_BYTES = 64 * 1024  # an input above this is only in the inputs file
@@ -170,7 +171,7 @@ def _digest(path: str, name: str) -> bytes:
 
     made = sha256()
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ex.EvaluationError(f"hashFiles: {name} is {kind_of(os.fstat(file.fileno()).st_mode)}, not a file")
             while chunk := file.read(1 << 20):

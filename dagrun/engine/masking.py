@@ -19,6 +19,7 @@ from dagrun.sandbox.logpool import STREAMS, Slot, Stream
 from dagrun.store import shown
 
 PIECE = 128 * 1024
+_WHOLE_PIECE = 1 << 20
 _PATIENCE = 100
 AT_ONCE_S = 0.1  # how long the engine masks before it does something else
 
@@ -80,13 +81,22 @@ def mask_in_turn(running: list[LiveMask]) -> None:
 
 
 def mask_file(mask: Masker, fd: int) -> None:
-    """Overwrite secrets in a file in place, keeping every offset: stars of the same length."""
-    overlap = max(mask.longest - 1, 0)
-    size, offset, step = os.fstat(fd).st_size, 0, 1 << 20
-    while offset < size:
-        data = os.pread(fd, step + overlap, offset)
-        _overwrite(fd, offset, data, mask.same_length(data))
-        offset += step
+    """Overwrite secrets in a file in place, keeping every offset: stars of the same length.
+
+    What a piece ends with may go on behind it, so it is judged with the next one.
+    """
+    size = os.fstat(fd).st_size if mask else 0
+    step, done = max(_WHOLE_PIECE, 4 * mask.longest), 0
+    while done < size:
+        start = max(0, done - mask.longest)
+        data = os.pread(fd, done - start + step, start)
+        clean, settled = mask.settled(data)
+        last = start + len(data) >= size or start + settled <= done
+        end = len(data) if last else settled
+        _overwrite(fd, start, data[:end], clean[:end])
+        if not data:
+            return
+        done = start + end
 
 
 def _overwrite(fd: int, offset: int, data: bytes, clean: bytes) -> None:

@@ -49,7 +49,13 @@ def server_command(bench: Workbench, node: Node, number: int, worker: Command, n
     spec = worker.spec
     if spec is not None:
         spec = replace(
-            spec, attempt_id=identity, argv=server.command, env=env, secret_env=frozenset(own), exchange=folder
+            spec,
+            attempt_id=identity,
+            ceilings_of=spec.attempt_id,
+            argv=server.command,
+            env=env,
+            secret_env=frozenset(own),
+            exchange=folder,
         )
     return replace(worker, argv=server.command, env=env, spec=spec, folder=folder, agent=None)
 
@@ -189,6 +195,10 @@ class McpSeat(Piped):
             return ""
         for result in results:
             self._return(self._open.pop(result.id), result.ok, result.text)
+        broken = self._past_limit(failed=False) if results else None
+        if broken is not None:
+            self._break(broken)
+            return broken.error
         self._send(self._session.lines())
         if before != "ready" and self._session.state == "ready":
             return self._take_list()

@@ -264,6 +264,11 @@ class Piped(ABC):
             self._close_stdin()
             self._kill_now()
 
+    def _past_limit(self, *, failed: bool) -> Broken | None:
+        """What ends the attempt, if something of it ran into a ceiling; `failed`: the last that was done."""
+        after = self._bench.back_ends().passed(self._held, failed=failed) if self._held is not None else NOTHING_MORE
+        return Broken(Outcome.OVER_LIMIT, after.error, after.limit) if after.limit else None
+
     # ------------------------------------------------------------ end
 
     def stop(self) -> None:

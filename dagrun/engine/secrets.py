@@ -13,8 +13,10 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 
 from dagrun.core.mask import MIN_LENGTH, Masker, maskable
+from dagrun.core.names import Json
 from dagrun.core.workflow import Node, Secret, Workflow
 from dagrun.errors import InputError, Problem
+from dagrun.store.disk import at_once
 
 MAX_BYTES = 64 * 1024
 COMMAND_TIMEOUT_S = 30.0
@@ -87,8 +89,7 @@ class Vault(Mapping[str, str]):
 
     def _from_file(self, name: str, file: str) -> str:
         path = os.path.join(self._project, os.path.expanduser(file))
-        # never waits for the writer of a pipe
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as opened:
+        with open(path, "rb", opener=at_once) as opened:
             mode = os.fstat(opened.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise ValueError(f"{file} is not a regular file")
@@ -174,6 +175,17 @@ def warnings(values: Mapping[str, str]) -> list[str]:
     return values.warnings if isinstance(values, Vault) else []
 
 
+def in_the_clear(values: Mapping[str, str], params: Mapping[str, Json]) -> list[str]:
+    """What is wrong with parameters that hold secrets: they are stored and shown as they are."""
+    mask = masker(values)
+    return [
+        f"parameter `{name}` holds a secret, and parameters are stored and shown as they are: "
+        "name the secret in the nodes that need it"
+        for name, value in params.items()
+        if mask.value(value) != value
+    ]
+
+
 def as_file(values: Mapping[str, str], name: str) -> bytes:
     """What a file with this secret holds. Raises NoSecret."""
     text = values.exact(name) if isinstance(values, Vault) else values[name]
@@ -189,7 +201,7 @@ def _hint(secret: Secret) -> str:
 
 
 def _from_environment(name: str, environ: Mapping[str, str]) -> str:
-    if not environ.get(name):
+    if not environ.get(name, "").strip():
         raise LookupError(f"the environment has no {name}")
     return environ[name]
 
@@ -199,7 +211,7 @@ def _text(data: bytes, what: str) -> str:
     if len(data) > MAX_BYTES:
         raise ValueError(f"{what} is larger than {MAX_BYTES // 1024} KiB")
     text = data.decode("utf-8", "surrogateescape")
-    if not _without_newline(text):
+    if not text.strip():
         raise ValueError(f"{what} is empty")
     if "\0" in text:
         raise ValueError(f"{what} holds a NUL byte")

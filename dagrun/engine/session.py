@@ -28,11 +28,11 @@ from dagrun.core.state import RunState, new_state
 from dagrun.core.workflow import Node, Workflow, workflow_to_json
 from dagrun.engine.bench import Workbench
 from dagrun.engine.exchange import exchange_path, make_exchange, remove_exchange
-from dagrun.engine.holding import Holding, hold, sweep_dead_runs
+from dagrun.engine.holding import Holding, hold, sweep_dead_runs, sweep_plants
 from dagrun.engine.observer import Observer
 from dagrun.engine.recovery import catch_up, mark_lost, name_logs, reap
 from dagrun.engine.runner import Runner
-from dagrun.engine.secrets import masker, resolve, warnings
+from dagrun.engine.secrets import in_the_clear, masker, resolve, warnings
 from dagrun.errors import ConflictError, DagrunError, EnvironmentFault, InputError, Problem
 from dagrun.sandbox.procs import boot_id, hide_memory
 from dagrun.sandbox.watchdog import EngineSide
@@ -355,7 +355,7 @@ def resume(run: RunDir, options: Options, observer: Observer, side: EngineSide) 
             journal.write([encode(e) for e in events], epoch=journal.epoch + 1)
         finally:
             journal.end()
-        notes = [*held.notes]
+        notes = [*held.notes, *sweep_plants(project)]
         if killed:
             notes.append(f"killed what the dead run had left: {', '.join(killed[:5])}")
         if journal.torn_bytes:
@@ -432,7 +432,7 @@ def _work(
     runner = Runner(state=state, journal=journal, run=run, bench=bench, room=room, observer=observer, side=side)
     if room.parallel == most_at_once():
         notes = [*notes, f"few files may be open at a time (ulimit -n), so only {room.parallel} nodes run at a time"]
-    for note in [*notes, *warnings(secrets)]:
+    for note in [*notes, *warnings(secrets), *in_the_clear(secrets, bench.params)]:
         runner.scribe.record(Warned(text=note))
     try:
         ended = runner.run()

@@ -7,14 +7,17 @@ attempt can't go on. Invariants: each call gets exactly one of the two; one call
 
 from __future__ import annotations
 
+import re
 import select
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from signal import SIGXFSZ
 from time import monotonic
 
+from dagrun.agent.bashtool import OUT_OF_MEMORY
 from dagrun.agent.messages import ToolCall
-from dagrun.agent.worker import MAX_CALL_BYTES, Conversation, WorkerLost, WorkerUnfit
+from dagrun.agent.worker import MAX_CALL_BYTES, Conversation, ToolResult, WorkerLost, WorkerUnfit
 from dagrun.core.names import Outcome, format_duration
 from dagrun.core.workflow import Node
 from dagrun.engine.bench import Command, Workbench
@@ -30,6 +33,10 @@ MOST_RESTARTS = 2
 START_S = 60.0  # from the spawn to the first word
 PULL_S = 900.0  # the same where an image may have to be fetched first
 ROOM_FOR_WORDS = 2000  # characters beyond the room of a call: what a tool says of what it left out
+# how the shell tells of SIGXFSZ, and how everybody else tells of EFBIG
+_TOO_LARGE = re.compile(
+    rf"\(exit code {128 + SIGXFSZ:d}\)\Z|\(killed by signal {SIGXFSZ:d}\)\Z|file too large", re.IGNORECASE
+)
 SLACK_S = 8.0  # beyond the time of a call: the worker ends it in time, and tidies up after it
 
 
@@ -158,10 +165,31 @@ class Seat(Piped):
                 return "it answered what was not asked"
             # the worker cuts it itself, as long as it is ours
             self._return(call, result.ok, result.text[: call.room + ROOM_FOR_WORDS])
+            broken = self._past_limit(failed=not result.ok) or self._too_large(result) or self._starved(result)
+            if broken is not None:
+                self._break(broken)
+                return broken.error
         if self._talk.ready and self._at_work is None:
             self._due = None
         self._advance()
         return ""
+
+    def _too_large(self, result: ToolResult) -> Broken | None:
+        """The end of the attempt, where a file of it would have become larger than it may."""
+        most = self.node.file_size
+        if not most or result.ok or not _TOO_LARGE.search(result.text):
+            return None
+        text = f"file_size: a file would have become larger than its limit of {most} bytes"
+        return Broken(Outcome.OVER_LIMIT, text, "file_size")
+
+    def _starved(self, result: ToolResult) -> Broken | None:
+        """The same for memory in a container, whose counters only its worker can read."""
+        spec = self._command.spec
+        if spec is None or spec.level != "container" or result.ok or not result.text.endswith(OUT_OF_MEMORY):
+            return None
+        most = spec.bounds.memory_bytes
+        text = f"memory: a command used its limit of {most} bytes (peak {most} bytes)"
+        return Broken(Outcome.OVER_LIMIT, text, "memory") if most is not None else None
 
     def _unstarted(self, broken: Broken) -> None:
         text = broken.error
@@ -170,7 +198,7 @@ class Seat(Piped):
         self._break(Broken(broken.outcome, text, broken.limit))
 
     def _ended(self, end: End) -> None:
-        if self._stopping:
+        if self._stopping or self._broken is not None:
             return
         began = self._talk is not None and self._talk.ready
         self._talk, self._due = None, None

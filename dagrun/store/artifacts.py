@@ -132,12 +132,15 @@ def _scan(path: str) -> list[os.DirEntry[str]]:
         raise OutputError(f"artifacts: can't list {path}: {error.strerror}") from error
 
 
-def copy_in(path: str, base_dir: str, store: str, reach: Opener | None = None) -> dict[str, Json]:
+def copy_in(
+    path: str, base_dir: str, store: str, reach: Opener | None = None, clean: Callable[[int], None] | None = None
+) -> dict[str, Json]:
     """Copy one file into the folder `store` under its digest: {path, sha, size, mode}.
 
-    `reach` opens it instead of the ordinary way, which follows links inside of the project. Durable
-    but for the name: sync the folder after the last. Raises OutputError for a file that may not or
-    can't be read, OSError when the store can't be written.
+    `reach` opens it instead of the ordinary way, which follows links inside of the project; `clean`
+    may change what is in the copy before its digest is taken. Durable but for the name: sync the
+    folder after the last. Raises OutputError for a file that may not or can't be read, OSError when
+    the store can't be written.
     """
     source = _open_inside(path, base_dir) if reach is None else reach(path, f"artifact {path!r}")
     if source is None:
@@ -150,6 +153,8 @@ def copy_in(path: str, base_dir: str, store: str, reach: Opener | None = None) -
         target = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             _copy(source, target, path)
+            if clean is not None:
+                clean(target)
             sha, size = _digest(target)
             os.fchmod(target, 0o400)
             os.fsync(target)

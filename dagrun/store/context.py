@@ -20,7 +20,7 @@ from dagrun.store.disk import disk_fault, sync_folder, write_all, write_atomic
 from dagrun.store.fault import ARMED, fault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dagrun.core.names import Json
     from dagrun.store.artifacts import Opener
@@ -93,13 +93,18 @@ class ContextStore:
         return cast("Json", loads(data))
 
     def store_artifacts(
-        self, patterns: Sequence[str], base_dir: str, reach: Opener | None = None
+        self,
+        patterns: Sequence[str],
+        base_dir: str,
+        reach: Opener | None = None,
+        clean: Callable[[int], None] | None = None,
     ) -> list[dict[str, Json]]:
         """Copy what `patterns` match below `base_dir`: [{path, sha, size, mode}], sorted by path.
 
         A name without wildcards must be there; a pattern may match nothing. `reach` opens the files
-        of a confined node: then no link is followed. Raises OutputError for what may not or can't be
-        taken, DiskFull or JournalError when the store can't be written.
+        of a confined node: then no link is followed; `clean` may change what is in a copy. Raises
+        OutputError for what may not or can't be taken, DiskFull or JournalError when the store can't
+        be written.
         """
         if not patterns:
             return []
@@ -110,7 +115,7 @@ class ContextStore:
             return []
         try:
             _make_folder(self._artifacts)
-            stored = [copy_in(path, base_dir, self._artifacts, reach) for path in found]
+            stored = [copy_in(path, base_dir, self._artifacts, reach, clean) for path in found]
             sync_folder(self._artifacts)
         except OSError as error:
             raise disk_fault("can't keep artifacts in", self._artifacts, error) from error

@@ -120,7 +120,9 @@ def _cell(look: Look, level: Level, name: str, width: int) -> str:
 
 
 def _time(level: Level) -> str:
-    return "-" if level.launch_ms is None else f"{level.launch_ms:.3g} ms"
+    if level.launch_ms is None:
+        return "-"
+    return f"{level.launch_ms:,.0f} ms" if level.launch_ms >= 100 else f"{level.launch_ms:.3g} ms"
 
 
 def _words(look: Look, level: Level) -> Iterator[str]:

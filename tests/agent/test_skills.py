@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_skill_that_is_no_text_or_too_big(tmp_path: Path) -> None:
     assert refusal(folder).line == 3
     (folder / "SKILL.md").write_bytes(b"x" * (2 << 20))
     assert "KiB" in refusal(folder).message
+
+
+def test_a_skill_file_that_is_a_folder_or_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "SKILL.md").mkdir(parents=True)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "SKILL.md")
+    before = os.listdir("/proc/self/fd")
+    assert "can't read the skill: Is a directory" in refusal(tmp_path / "folder").message
+    assert "not a regular file" in refusal(tmp_path / "pipe").message
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_odd_names_are_warned_about(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import socket
@@ -119,6 +120,27 @@ def test_write_keeps_the_mode(tool: Driven, project: Path) -> None:
     script.chmod(0o755)
     assert tool("Write", file_path="out/run.sh", content="#!/bin/sh\nexit 1\n").ok
     assert script.stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "\U0001f600" * 63])
+def test_a_name_of_any_length_that_a_file_can_have(tool: Driven, project: Path, name: str) -> None:
+    assert tool("Write", file_path=f"out/{name}", content="one").ok
+    assert tool("Edit", file_path=f"out/{name}", old_string="one", new_string="two").ok
+    assert (project / "out" / name).read_text() == "two"
+    assert [path.name for path in (project / "out").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2Jx", "a\rb", 'say "hi"\t', "a\u202eb"])
+def test_a_name_is_one_line_whatever_is_in_it(tool: Driven, project: Path, name: str) -> None:
+    """A file can't pretend to be two: a name with control characters is shown as JSON writes it."""
+    (project / "out").mkdir(exist_ok=True)
+    (project / "out" / name).write_text("needle\n")
+    shown = json.dumps(f"out/{name}")
+    assert tool("Glob", pattern="out/*").text == shown
+    assert tool("Grep", pattern="needle", path="out").text == shown
+    assert tool("Grep", pattern="needle", path="out", output_mode="content").text == f"{shown}:1:needle"
+    assert tool("Grep", pattern="needle", path="out", output_mode="count").text == f"{shown}:1"
+    assert tool("Read", file_path=json.loads(shown)).text.endswith("needle")
 
 
 def test_edit_wants_one_place(tool: Driven, project: Path) -> None:

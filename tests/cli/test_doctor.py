@@ -155,6 +155,8 @@ def test_a_program_that_only_calls_itself_bwrap_gets_crosses(space: Space, kind:
     assert {"fs.meta", "proc.hide"} <= crosses(found)
     said = str(found)
     assert "bubblewrap" in said
+    assert "let the system's own bwrap be the first on the PATH: /usr/bin/bwrap" in str(found["hint"])
+    assert "dagrun doctor" not in str(found["hint"])  # that is what is being read
     refused = space.run("execute", "confined.yaml", PATH=path)
     assert (refused.code, (space.folder / "out").exists()) == (8, False), refused.err
 

@@ -98,6 +98,12 @@ def test_base64_and_hex_in_broken_lines_are_hidden(width: int, newline: str, bef
         assert len(kept) == len(lines) + 10
 
 
+@pytest.mark.parametrize("shown", ["a*b%7Ec+d%2Fe", "a%2Ab~c%20d%2Fe", "a*b~c%20d%2Fe", "a%2ab%7ec+d%2fe"])
+def test_what_languages_leave_of_a_url_differs(shown: str) -> None:
+    """Java leaves `*`, Python and jq leave `~`, JavaScript leaves both, PHP neither."""
+    assert Masker(("a*b~c d/e",)).text(f"<{shown}>") == "<***>"
+
+
 def test_what_a_value_holds_is_never_a_pattern() -> None:
     assert Masker((".*.*.*.*",)).text("anything") == "anything"
     assert Masker(("[a-z]{6}(",)).text("[a-z]{6}( abcdef") == "*** abcdef"

@@ -781,26 +781,61 @@ def test_no_daemon_of_a_tool_outlives_its_agent(space: Space, level: str) -> Non
     space.check()
 
 
-def test_more_memory_than_the_node_has(space: Space) -> None:
+def limited(space: Space, limit: str, command: str, *, level: str = "") -> Done:
+    """An agent whose first command runs into a limit of its node, and whose second would not."""
     agents(
         space,
-        "nodes: {a: {agent: {prompt: x, tools: [Bash]}, resources: {memory: 96 MiB}}}",
-        """
+        f"nodes: {{a: {{agent: {{prompt: x, tools: [Bash]}}, {level} resources: {{{limit}}}}}}}",
+        f"""
         - turn: 1
           tools:
-            - {Bash: {command: "x=x; while :; do x=$x$x; done"}}
-            - {Bash: {command: "echo still"}}
-        - {text: ok}
+            - {{Bash: {{command: {json.dumps(command)}}}}}
+            - {{Bash: {{command: "echo still"}}}}
+        - {{text: ok}}
         """,
     )
     done = space.execute()
-    if done.code == 8:
-        assert not os.environ.get("CI"), done
-        pytest.skip(f"no control group for memory here: {done.err}")
+    if done.code == 8 and not os.environ.get("CI"):
+        pytest.skip(f"that can't be held here: {done.err}")
+    return done
+
+
+FORKS = "import os, time\nfor _ in range(90):\n    if not os.fork(): time.sleep(30); os._exit(0)"
+
+
+@pytest.mark.parametrize(
+    ("limit", "command", "word"),
+    [
+        ("memory: 96 MiB", "x=x; while :; do x=$x$x; done", "96 MiB (peak 9"),
+        ("memory: 96 MiB", "(x=x; while :; do x=$x$x; done); echo and on", "96 MiB (peak 9"),
+        ("pids: 40", f"exec python3 -c '{FORKS}'", "40 processes and threads"),
+        ("file_size: 100 KB", "head -c 1000000 /dev/zero > /tmp/x", "102400 bytes"),
+        ("file_size: 100 KB", "python3 -c 'open(\"/tmp/x\", \"w\").write(\"x\" * 1000000)'", "102400 bytes"),
+    ],
+)
+def test_a_command_that_passes_a_limit_ends_the_attempt(space: Space, limit: str, command: str, word: str) -> None:
+    """As it ends any other node: what was written is a ceiling, and no advice to a model."""
+    done = limited(space, limit, command)
+    assert done.code == 1, (done, why(space))
+    assert ended(space, "a") == ("over_limit", limit.partition(":")[0])
+    assert word in space.finish("a").error
+    assert space.finish("a").max_rss_bytes or not limit.startswith("memory")
+    space.check()
+
+
+@pytest.mark.parametrize(
+    ("limit", "command"),
+    [
+        ("memory: 512 MiB", "x=x; for i in 1 2 3 4 5 6 7 8 9 10; do x=$x$x; done; false"),
+        ("pids: 40", "for i in 1 2 3 4; do sleep 0 & done; false"),
+        ("pids: 40", f"python3 -c '{FORKS}' 2> /dev/null || true"),  # a program may well try how many it can have
+        ("file_size: 100 KB", "head -c 1000 /dev/zero > /tmp/x; false"),
+    ],
+)
+def test_a_command_below_its_limits_only_fails(space: Space, limit: str, command: str) -> None:
+    done = limited(space, limit, command)
     assert done.code == 0, (done, why(space))
-    greedy, small = uses(space)
-    assert not greedy.ok
-    assert (small.ok, small.text) == (True, "still")
+    assert uses(space)[1].text == "still"
 
 
 def test_a_worker_that_gets_no_memory_is_over_its_limit(space: Space) -> None:
@@ -862,3 +897,20 @@ def test_what_would_fail_in_the_same_way_is_not_tried_again(space: Space, error:
     )
     assert space.execute().code == 1
     assert len(space.outcomes("a")) == tries
+
+
+def test_its_commands_have_no_way_to_change_the_plan(space: Space) -> None:
+    agents(
+        space,
+        """
+        nodes:
+          a: {agent: {prompt: x, tools: [Bash]}, permissions: {paths: {read: [.], write: [.]}}}
+          b: {needs: a, run: 'echo "b:${DAGRUN_PATCH:+set}" >> said'}
+        """,
+        """
+        - {turn: 1, tools: [{Bash: {command: 'echo "a:${DAGRUN_PATCH:+set} ${DAGRUN_NODE}" >> said'}}]}
+        - {text: done}
+        """,
+    )
+    assert space.execute().code == 0, why(space)
+    assert space.lines("said") == ["a: a", "b:set"]

@@ -124,14 +124,15 @@ def test_params_stay_what_they_are(space: Space) -> None:
     show(space)
 
 
-@pytest.mark.parametrize("value", ["$(touch canary)", "${{ env.MARK }}", "-rf", "\x1b[31mred", "a=b", ""])
-def test_a_param_of_the_command_line_stays_what_it_is(space: Space, value: str) -> None:
-    space.flow("""
-    params: {value: {type: string}}
-    nodes: {a: {env: {V: "${{ params.value }}", MARK: EVALUATED}, run: 'printf "%s" "$V"'}}
-    """)
-    assert harmless(space.execute("-p", f"value={value}")).code == 0
-    assert space.log("a").decode() == value
+def test_params_of_the_command_line_stay_what_they_are(space: Space) -> None:
+    values = ["$(touch canary)", "${{ env.MARK }}", "-rf", "\x1b[31mred", "a=b", ""]
+    lines = ["params:", *[f"  p{k}: {{type: string}}" for k in range(len(values))], "nodes:"]
+    for k in range(len(values)):
+        lines.append(f"  n{k}: {{env: {{V: '${{{{ params.p{k} }}}}', MARK: EVALUATED}}, run: 'printf \"%s\" \"$V\"'}}")
+    space.flow("\n".join(lines) + "\n")
+    given = [word for k, value in enumerate(values) for word in ("-p", f"p{k}={value}")]
+    assert harmless(space.execute(*given)).code == 0
+    assert [space.log(f"n{k}").decode() for k in range(len(values))] == values
     show(space)
 
 
@@ -177,42 +178,55 @@ def test_what_nodes_print_is_text_wherever_it_is_shown(space: Space) -> None:
     assert b"\x1b[31mred" in space.log("n0")
 
 
-@pytest.mark.parametrize("value", SCREEN, ids=[repr(v)[:24] for v in SCREEN])
-def test_summaries_errors_and_reviews_are_shown_harmlessly(space: Space, value: str) -> None:
-    space.write("value", value)
-    space.flow("""
-    nodes:
-      a: {run: cat value, outputs: {v: {from: stdout}}}
-      b: {run: "cat value >&2; exit 1", continue_on_error: true}
-      c: {run: cat value, outputs: {v: {from: json}}, continue_on_error: true}
-      ask: {needs: [b, c], inputs: {v: nodes.a.v}, review: {message: "Do ${{ inputs.v }}?"}}
-    """)
+def test_summaries_errors_and_reviews_are_shown_harmlessly(space: Space) -> None:
+    lines = ["nodes:"]
+    for k, value in enumerate(SCREEN):
+        space.write(f"value{k}", value)
+        lines += [
+            f"  a{k}: {{run: cat value{k}, outputs: {{v: {{from: stdout}}}}}}",
+            f"  b{k}: {{run: 'cat value{k} >&2; exit 1', continue_on_error: true}}",
+            f"  c{k}: {{run: cat value{k}, outputs: {{v: {{from: json}}}}, continue_on_error: true}}",
+            f"  ask{k}:",
+            f"    needs: [b{k}, c{k}]",
+            f"    inputs: {{v: nodes.a{k}.v}}",
+            "    review: {message: 'Do ${{ inputs.v }}?'}",
+        ]
+    space.flow("\n".join(lines) + "\n")
     assert harmless(space.execute()).code == 4
-    harmless(space.run("review"))
+    waiting = harmless(space.run("review"))
+    assert [k for k in range(len(SCREEN)) if f"ask{k}" not in waiting.out] == []
     show(space, "status", "trace show")
-    assert harmless(space.run("review", "ask", "--reject", "-m", value or "x")).code == 1
+    *first, last = range(len(SCREEN))
+    for k in first:
+        assert harmless(space.run("review", f"ask{k}", "--reject", "--no-resume", "-m", SCREEN[k])).code == 0
+    assert harmless(space.run("review", f"ask{last}", "--reject", "-m", SCREEN[last])).code == 1
+    for k in range(len(SCREEN)):
+        assert space.statuses()[f"c{k}"] == "failed"
     show(space, "trace show", "outputs")
 
 
-@pytest.mark.parametrize(
-    "name", ["\x1b[31m", "\u202egnp", "a\nb", "$(touch canary)", "; touch canary", "-rf", "[red]x", "'"]
-)
-def test_names_of_files_are_text(space: Space, name: str) -> None:
-    (space.path / "out").mkdir()
-    space.flow("""
-    nodes:
-      a: {run: 'printf "%s" "$NAME" > "out/$NAME"', env: {NAME: "${{ params.name }}"}, artifacts: [out/*]}
-      b: {needs: a, env: {H: "${{ hashFiles('out/*') }}"}, run: 'test -n "$H"'}
-      stray:
-        needs: b
-        env: {NAME: "${{ params.name }}"}
-        run: 'cp /bin/sleep "out/$NAME"; setsid "./out/$NAME" 300 & exit 0'
-    params: {name: {}}
-    """)
-    assert harmless(space.execute("-p", f"name={name}")).code == 0
+def test_names_of_files_are_text(space: Space) -> None:
+    names = ["\x1b[31m", "\u202egnp", "a\nb", "$(touch canary)", "; touch canary", "-rf", "[red]x", "'"]
+    lines = ["params:", *[f"  p{k}: {{}}" for k in range(len(names))], "nodes:"]
+    for k in range(len(names)):
+        (space.path / f"out{k}").mkdir()
+        at = f"env: {{NAME: '${{{{ params.p{k} }}}}'}}"
+        lines += [
+            f"  a{k}: {{run: 'printf \"%s\" \"$NAME\" > \"out{k}/$NAME\"', {at}, artifacts: [out{k}/*]}}",
+            f"  b{k}: {{needs: a{k}, env: {{H: \"${{{{ hashFiles('out{k}/*') }}}}\"}}, run: 'test -n \"$H\"'}}",
+            f"  stray{k}:",
+            f"    needs: b{k}",
+            f"    {at}",
+            f"    run: 'cp /bin/sleep \"out{k}/$NAME\"; setsid \"./out{k}/$NAME\" 300 & exit 0'",
+        ]
+    space.flow("\n".join(lines) + "\n")
+    given = [word for k, name in enumerate(names) for word in ("-p", f"p{k}={name}")]
+    assert harmless(space.execute(*given)).code == 0
     show(space, "status", "trace show")
-    harmless(space.run("trace", "show", "--node", "a"))
-    harmless(space.run("outputs", "a"))
+    for k, name in enumerate(names):
+        assert (space.path / f"out{k}" / name).exists()
+        harmless(space.run("trace", "show", "--node", f"a{k}"))
+        harmless(space.run("outputs", f"a{k}"))
 
 
 def test_the_environment_of_the_caller_is_text(space: Space) -> None:
@@ -258,46 +272,55 @@ def test_hostile_words_are_refused_as_text(space: Space) -> None:
     untouched(space)
 
 
-@pytest.mark.parametrize(
-    "value", ["$(touch canary)", "${{ env.MARK }}", "[red]x[/red]", "-rf", "\x1b[31m", "\u202egnp"]
-)
-def test_words_of_people_are_kept_and_shown_as_text(space: Space, value: str) -> None:
-    space.flow("""
-    nodes:
-      ask: {review: {message: "Go on?"}}
-      b: {needs: ask, run: 'true'}
-    """)
+def test_words_of_people_are_kept_and_shown_as_text(space: Space) -> None:
+    values = ["$(touch canary)", "${{ env.MARK }}", "[red]x[/red]", "-rf", "\x1b[31m", "\u202egnp"]
+    nodes = [
+        f"  ask{k}: {{review: {{message: Go on?}}}}\n  b{k}: {{needs: ask{k}, run: 'true'}}\n"
+        for k in range(len(values))
+    ]
+    space.flow("nodes:\n" + "".join(nodes))
     assert harmless(space.execute()).code == 4
-    patch = {"operations": [{"modify": {"id": "b", "set": {"title": value, "env": {"V": "x"}}}}]}
-    patch["trigger"] = {"type": "requirement", "reason": value}  # type: ignore[assignment]
-    space.write("patch.json", json.dumps(patch))
-    control = not value.isprintable()
-    assert harmless(space.run("replan", "--patch", "patch.json", "--yes")).code == (3 if control else 0)
-    assert harmless(space.run("review", "ask", "--approve", "-m", value)).code == 0
+    *first, last = range(len(values))
+    for k, value in enumerate(values):
+        patch = {"operations": [{"modify": {"id": f"b{k}", "set": {"title": value, "env": {"V": "x"}}}}]}
+        patch["trigger"] = {"type": "requirement", "reason": value}  # type: ignore[assignment]
+        space.write("patch.json", json.dumps(patch))
+        control = not value.isprintable()
+        assert harmless(space.run("replan", "--patch", "patch.json", "--yes")).code == (3 if control else 0)
+        resume = ["--no-resume"] if k in first else []
+        assert harmless(space.run("review", f"ask{k}", "--approve", "-m", value, *resume)).code == 0
+    assert space.statuses()[f"b{last}"] == "completed"
     show(space)
 
 
 # ---------------------------------------------------------------- the flow file
 
 
-@pytest.mark.parametrize("value", SCREEN, ids=[repr(v)[:24] for v in SCREEN])
-def test_texts_of_a_flow_file_are_shown_harmlessly(space: Space, value: str) -> None:
-    quoted = json.dumps(value)
-    space.flow(f"""
-    description: {quoted}
-    params: {{p: {{default: x, description: {quoted}}}}}
-    nodes:
-      a: {{title: {quoted}, run: 'true', env: {{V: {quoted}}}}}
-      b: {{run: [echo, {quoted}], needs: a}}
-    """)
-    for words in (
-        ["validate", "flow.yaml"],
-        ["plan", "flow.yaml"],
-        ["execute", "flow.yaml", "-n"],
-        ["execute", "flow.yaml"],
-    ):
-        harmless(space.run(*words))
-    show(space) if space.runs() else untouched(space)
+def written_with(space: Space, values: list[str]) -> list[Done]:
+    """A flow file with these texts wherever one can stand, at each door that takes such a file."""
+    lines = [f"description: {json.dumps(' '.join(values))}", "params:"]
+    lines += [f"  p{k}: {{default: x, description: {json.dumps(value)}}}" for k, value in enumerate(values)]
+    lines.append("nodes:")
+    for k, value in enumerate(values):
+        quoted = json.dumps(value)
+        lines.append(f"  a{k}: {{title: {quoted}, run: 'true', env: {{V: {quoted}}}}}")
+        lines.append(f"  b{k}: {{run: [echo, {quoted}], needs: a{k}}}")
+    space.flow("\n".join(lines) + "\n")
+    doors = (["validate", "flow.yaml"], ["plan", "flow.yaml"], ["execute", "flow.yaml", "-n"], ["execute", "flow.yaml"])
+    return [harmless(space.run(*words)) for words in doors]
+
+
+@pytest.mark.parametrize("value", [v for v in SCREEN if not v.isprintable()], ids=repr)
+def test_a_control_character_in_a_flow_file_is_refused_harmlessly(space: Space, value: str) -> None:
+    assert [done.code for done in written_with(space, [value])] == [3] * 4
+    assert space.runs() == []
+    untouched(space)
+
+
+def test_texts_of_a_flow_file_are_shown_harmlessly(space: Space) -> None:
+    values = [v for v in (*SHELL, *SCREEN) if v.isprintable()]
+    assert [done.code for done in written_with(space, values)] == [0] * 4
+    show(space)
 
 
 def test_ids_can_hold_nothing_of_it(space: Space) -> None:

@@ -127,6 +127,22 @@ def test_a_file_of_nothing_but_secrets(log: Log) -> None:
     assert len(log.all()) - len(seen) < 10 * len(SECRET)
 
 
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_whole_log_is_masked_as_if_it_were_read_at_once(tmp_path: Path, cut: int) -> None:
+    """A secret that begins like another one, wherever a piece of the file ends."""
+    mask, rest = Masker(("tokens-x", "tokens-x-and-more")), b"-and-more"
+    log = Log(tmp_path, mask, Node(id="a", run="x"))
+    step = 1 << 20
+    for at in (step, step + mask.longest - 1):
+        log.write(b"." * (at - cut - len(log.all())) + b"tokens-x" + rest + b"\n")
+    log.write(b"." * step + b"tokens-x\n")
+    data = log.all()
+    mask_file(mask, log.slot.out_fd)
+    assert rest not in log.all()
+    assert log.all() == mask.same_length(data)
+    log.pool.close()
+
+
 def test_a_log_that_its_command_cuts_is_masked_again(log: Log) -> None:
     log.write(b"some words that are long enough to be written over\n")
     assert log.step() == log.all()

@@ -91,14 +91,25 @@ def test_what_can_be_no_value_is_refused(tmp_path: Path, content: bytes, text: s
 
 
 def test_an_empty_variable_is_none(tmp_path: Path) -> None:
-    assert "has no VAR" in why(flow("E", E=Secret(env="VAR")), tmp_path, {"VAR": ""})
+    for value in ("", " ", "\n\n"):
+        assert "has no VAR" in why(flow("E", E=Secret(env="VAR")), tmp_path, {"VAR": value})
+
+
+@pytest.mark.parametrize("blank", ["", "\n", "\n\n", " \t\r\n"])
+def test_what_is_blank_is_no_secret(tmp_path: Path, blank: str) -> None:
+    """Masking it would blot out every indentation, and a node would log in with nothing."""
+    (tmp_path / "f").write_text(blank)
+    assert "f is empty" in why(flow("F", F=Secret(file="f")), tmp_path)
+    assert "is empty" in why(flow("C", C=command(f"print({blank!r}, end='')")), tmp_path)
 
 
 def test_a_file_that_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dir").mkdir()
     assert "not a regular file" in why(flow("F", F=Secret(file="pipe")), tmp_path)
+    before = os.listdir("/proc/self/fd")
     assert "can't be had" in why(flow("F", F=Secret(file="dir")), tmp_path)
+    assert os.listdir("/proc/self/fd") == before
 
 
 # ---------------------------------------------------------------- who needs them

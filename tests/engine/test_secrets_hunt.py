@@ -6,6 +6,7 @@ its commands print is searched for every form; so is the command line of every p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -198,47 +199,52 @@ outputs: {text: "${{ nodes.give.text }}", list: nodes.give.list}
     tell(den)
 
 
-@pytest.mark.parametrize(
-    "outputs",
-    [
-        "{o: {from: stdout, schema: {type: string, maxLength: 3}}}",
-        "{o: {from: json, schema: {type: array, maxItems: 1}}}",
-        "{o: {from: json, path: '.a'}}",
-        "{o: {schema: {type: integer}}}",
-        "{o: {schema: {const: 1}}, p: {schema: {enum: [1]}}}",
-    ],
+REFUSED = (
+    "{o: {from: stdout, schema: {type: string, maxLength: 3}}}",
+    "{o: {from: json, schema: {type: array, maxItems: 1}}}",
+    "{o: {from: json, path: '.a'}}",
+    "{o: {schema: {type: integer}}}",
+    "{o: {schema: {const: 1}}, p: {schema: {enum: [1]}}}",
 )
-def test_outputs_that_are_refused(den: Space, outputs: str) -> None:
+
+
+def test_outputs_that_are_refused(den: Space) -> None:
     den.write("give.py", LEAK + "print(json.dumps(list(shown())))\nprint(list(shown())[0], file=sys.stderr)\n")
-    flow(
-        den,
-        FLOW
-        + f"""
-  give:
+    nodes = [
+        f"""
+  give{k}:
     ALL
     run: "python3 give.py; printf 'o=%s%s%s\\\\n' \\"$A\\" \\"$B\\" \\"$C\\" >> $DAGRUN_OUTPUT"
     outputs: {outputs}
-""",
-    )
+"""
+        for k, outputs in enumerate(REFUSED)
+    ]
+    flow(den, FLOW + "".join(nodes))
     done = clean(den.execute(env={**HERE, "GITHUB_ACTIONS": "true", "CI": "true"}))
     assert done.code == 1
-    assert den.outcomes("give") == ["invalid_output"]
+    for k in range(len(REFUSED)):
+        assert den.outcomes(f"give{k}") == ["invalid_output"]
     assert stored(den) == []
     tell(den)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        """printf '%s\\n' "$A" "$B" "$C" > $DAGRUN_OUTPUT""",
-        """printf '%s=1\\n' "$B" > $DAGRUN_OUTPUT""",
-        """printf 'o<<%s\\nx\\n' "$B" > $DAGRUN_OUTPUT""",
-        """printf '{"%s": 1' "$B" > $DAGRUN_OUTPUT""",
-    ],
+MALFORMED = (
+    """printf '%s\\n' "$A" "$B" "$C" > $DAGRUN_OUTPUT""",
+    """printf '%s=1\\n' "$B" > $DAGRUN_OUTPUT""",
+    """printf 'o<<%s\\nx\\n' "$B" > $DAGRUN_OUTPUT""",
+    """printf '{"%s": 1' "$B" > $DAGRUN_OUTPUT""",
 )
-def test_output_files_that_are_malformed(den: Space, write: str) -> None:
-    flow(den, FLOW + f"\n  give:\n    ALL\n    run: |\n      {write}\n    outputs: {{o: {{}}}}\n")
+
+
+def test_output_files_that_are_malformed(den: Space) -> None:
+    nodes = [
+        f"\n  give{k}:\n    ALL\n    run: |\n      {write}\n    outputs: {{o: {{}}}}\n"
+        for k, write in enumerate(MALFORMED)
+    ]
+    flow(den, FLOW + "".join(nodes))
     assert clean(den.execute(env=HERE)).code == 1
+    for k in range(len(MALFORMED)):
+        assert den.outcomes(f"give{k}") == ["invalid_output"]
     assert stored(den) == []
     tell(den)
 
@@ -266,6 +272,31 @@ def test_names_of_processes_and_of_files(den: Space) -> None:
     clean(den.execute(env=HERE))
     assert stored(den) == []
     tell(den)
+
+
+def test_what_is_kept_of_an_artifact(den: Space) -> None:
+    den.write("make.py", LEAK + "all = ' '.join(shown())\nsys.stdout.write(all + 'x' * (1 << 20) + all)\n")
+    make = "python3 make.py > big; cp big same; echo plain > small"
+    flow(den, FLOW + f"\n  make: {{ALL, run: '{make}', artifacts: [big, same, small]}}\n")
+    assert clean(den.execute(env=HERE)).code == 0
+    assert stored(den) == []
+    made = {str(a["path"]): a for a in den.finish("make").artifacts if isinstance(a, dict)}
+    kept = den.path / ".dagrun" / "runs" / den.last().id / "artifacts"
+    for name in ("big", "same", "small"):
+        data = (kept / str(made[name]["sha"])).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == made[name]["sha"]
+        assert len(data) == (den.path / name).stat().st_size  # the node's own file stays what it is
+    assert (kept / str(made["small"]["sha"])).read_text() == "plain\n"
+    assert leaks((den.path / "big").read_bytes())
+
+
+def test_a_parameter_with_a_secret_in_it_is_warned_of(den: Space) -> None:
+    flow(den, "params: {p: {}, q: {default: fine}}\n" + FLOW + "\n  a: {ALL, run: 'true'}\n")
+    done = den.execute("-p", f"p=x{FILE}", env=HERE)
+    assert done.code == 0
+    (told,) = [line for line in den.run("trace", "show").out.splitlines() if "parameter" in line]
+    assert "parameter `p` holds a secret" in told
+    assert leaks(told.encode()) == []
 
 
 def test_a_question_that_a_node_words(den: Space) -> None:
