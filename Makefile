@@ -60,10 +60,10 @@ layers: install ## who may import whom
 	@$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-logo"])'
 
 schemas: install ## write schemas/ from the models
-	@$(PY) -m dagrun.flowfile.schema schemas/workflow.schema.json
+	@$(PY) -m dagrun.flowfile.schema
 
 schemas-check: install ## schemas/ is what the models say
-	@$(PY) -m dagrun.flowfile.schema --check schemas/workflow.schema.json || { echo "  help: make schemas" >&2; exit 1; }
+	@$(PY) -m dagrun.flowfile.schema --check || { echo "  help: make schemas" >&2; exit 1; }
 
 bench: install ## dagrun beside make and doit on one graph (ARGS='--shape chain --n 1,300')
 	@PATH="$(ROOT)/.venv/bin:$(ROOT)/.deps/bin:$$PATH" $(PY) bench/run.py --peers make,doit-threads,floor-logs,dagrun $(ARGS)

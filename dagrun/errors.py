@@ -3,6 +3,7 @@
     DagrunError                     exit 70   (the base; never raised itself)
     ├── UsageError                  exit 2    the command line is wrong
     ├── InputError                  exit 3    a file of the user is wrong: carries *all* problems
+    ├── BudgetError                 exit 5    there is no money left
     ├── ConflictError               exit 6    the plan or the target moved
     ├── RunLockedError              exit 7    another engine has this run
     ├── EnvironmentFault            exit 8    this machine can't: disk, rights, sandbox, Docker
@@ -19,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "BudgetError",
     "BugError",
     "ConflictError",
     "DagrunError",
@@ -188,8 +190,9 @@ def render_problem(problem: Problem) -> str:
     for number, line in problem.excerpt:
         out.append(f" {number:>{width}} | {visible(line)}".rstrip())
         if number == problem.line:
-            pad = len(visible(line[: max(0, problem.column - 1 - problem.shift)]))
-            out.append(f" {' ' * width} | {' ' * pad}{'^' * max(1, problem.length)}")
+            begin = max(0, problem.column - 1 - problem.shift)
+            pad, marked = _cells(line[:begin]), _cells(line[begin : begin + problem.length])
+            out.append(f" {' ' * width} | {' ' * pad}{'^' * max(1, marked)}")
     if problem.hint:
         out.append(f" {' ' * width} = help: {visible(problem.hint)}")
     return "\n".join(out)
@@ -199,4 +202,18 @@ def visible(text: str) -> str:
     """`text` with every control character but newline made visible, so that no file moves a cursor."""
     if text.isprintable():
         return text
-    return "".join(c if c == "\n" or c.isprintable() else " " if c == "\t" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c == "\n" or c.isprintable() else " " if c == "\t" else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _cells(text: str) -> int:
+    """How many cells of a terminal `text` takes when it is shown."""
+    shown = visible(text)
+    if shown.isascii():
+        return len(shown)
+    from unicodedata import combining, east_asian_width
+
+    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in shown)

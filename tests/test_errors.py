@@ -10,6 +10,7 @@ from dagrun.errors import DagrunError, InputError, NotFoundError, Problem, rende
 CODES = {
     "UsageError": 2,
     "InputError": 3,
+    "BudgetError": 5,
     "ConflictError": 6,
     "RunLockedError": 7,
     "EnvironmentFault": 8,
@@ -24,6 +25,14 @@ def test_exit_codes(name: str, code: int) -> None:
     cls = getattr(errors, name)
     assert issubclass(cls, DagrunError)
     assert cls.exit_code == code
+
+
+def test_every_error_is_in_the_tree() -> None:
+    known = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, DagrunError)}
+    assert known - {"DagrunError"} == CODES.keys()
+    assert known <= set(errors.__all__)
+    assert errors.__doc__ is not None
+    assert all(f"─ {name} " in errors.__doc__ for name in CODES)
 
 
 def test_an_error_ends_with_the_next_command() -> None:
@@ -64,6 +73,28 @@ def test_errors_and_warnings_are_counted_apart() -> None:
     assert error.message == "2 errors"
     assert render(error).endswith("2 errors, 1 warning")
     assert InputError(problems[:1]).message == "1 error"
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "marked"),
+    [
+        ('  title: "日本語" x', ('"日本語"', 10), "         ^^^^^^^^"),
+        ("  日本: x", ("x", 7), "        ^"),
+        ("  e\u0301: x", ("x", 7), "     ^"),
+        ("  a\u202eb: x", ("a\u202eb", 3), "  ^^^^^^^^"),
+        ("  a\x1bb: x", ("x", 8), "          ^"),
+    ],
+)
+def test_the_mark_is_below_the_place_whatever_the_characters_take(
+    line: str, place: tuple[str, int], marked: str
+) -> None:
+    text, column = place
+    problem = Problem(code="c", message="m", file="f", line=1, column=column, length=len(text), excerpt=((1, line),))
+    assert render_problem(problem).splitlines()[-1] == f"   | {marked}"
+
+
+def test_what_can_not_be_seen_is_named_as_an_escape() -> None:
+    assert visible("a\u202eb\u200bc\xa0d\U000e0041") == "a\\u202eb\\u200bc\\xa0d\\U000e0041"
 
 
 def test_control_characters_are_shown_and_not_sent() -> None:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, NoReturn, TypeAlias, cast
 
 from dagrun.agent.installed import litellm_folder
 from dagrun.agent.messages import Usage
-from dagrun.core.budget import Rates, nano, rate_of, whole
+from dagrun.core.budget import CLASS_BOUNDS, Rates, nano, rate_of, whole
 from dagrun.core.names import Json
 from dagrun.errors import EnvironmentFault
 
@@ -125,11 +125,16 @@ CALL_RETRIES: Mapping[PriceClass, CallRetry] = {
 class Classes(NamedTuple):
     """Where classes of price begin and end: output rates in pico-dollars a token."""
 
-    cheap: int = 5 * 10**6
-    expensive: int = 15 * 10**6
+    cheap: int = rate_of(CLASS_BOUNDS["cheap"])
+    expensive: int = rate_of(CLASS_BOUNDS["expensive"])
 
 
 CLASSES = Classes()
+
+
+def classes_of(said: Mapping[str, str]) -> Classes:
+    """The classes of a workflow: USD per million tokens as decimal text, where it says so."""
+    return CLASSES._replace(**{name: rate_of(text) for name, text in said.items()})
 
 
 def price_class(price: Price | None, classes: Classes = CLASSES) -> PriceClass:

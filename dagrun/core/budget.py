@@ -27,6 +27,9 @@ _KINDS: tuple[EntryKind, ...] = ("reserve", "settle", "release", "keep")
 _RATE = re.compile(r"\d{1,9}(?:\.\d{1,6})?", re.ASCII)
 
 
+# USD for a million tokens of answer: up to this a model is cheap, from that on expensive
+CLASS_BOUNDS: Mapping[str, str] = {"cheap": "5", "expensive": "15"}
+
 # ---------------------------------------------------------------- the bound of one call
 
 

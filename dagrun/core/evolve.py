@@ -116,12 +116,14 @@ def evolve(state: RunState, event: Event, at: float, at_m: float) -> None:  # no
             _review_requested(state, event)
         case ReviewDecided():
             _review_decided(state, event)
+            _answered(state)
         case PatchProposed():
             state.proposals[event.number] = event
             state.proposed = event.number
             _offered(state, event)
         case ProposalDecided():
             state.proposals.pop(event.number, None)
+            _answered(state)
         case PatchRefused():
             pass  # history only
         case StopRequested():
@@ -285,6 +287,13 @@ def _decided(event: ReviewDecided) -> str:
         return "nobody answered in time"
     word = {"approve": "approved", "reject": "rejected", "skip": "skipped"}[event.decision]
     return f"{word} by {event.by}" if event.by else word
+
+
+def _answered(state: RunState) -> None:
+    """A run that was parked for a human and waits for none any more can go on."""
+    if state.status is RunStatus.NEEDS_REVIEW and not state.reviews and not state.proposals:
+        state.ended = None
+        state.status = RunStatus.INTERRUPTED
 
 
 def _review_decided(state: RunState, event: ReviewDecided) -> None:

@@ -1,6 +1,6 @@
 """The words of dagrun: ids, statuses, outcomes, units. One word per thing everywhere.
 
-The glossary is in docs/reference/glossary.md; the words come from the seeds (dag-runtime,
+The glossary is in docs/glossary.md; the words come from the seeds (dag-runtime,
 dag-dynamic-replanner).
 """
 

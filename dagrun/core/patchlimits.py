@@ -5,11 +5,20 @@ People are warned by these and never refused. Source: [dag-dynamic-replanner], L
 
 from __future__ import annotations
 
-from dagrun.core.names import NodeId
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from dagrun.core.agents import agents_of
+from dagrun.core.lattice import dollars
+from dagrun.core.names import SETTLED, NodeId, Status
 from dagrun.core.patch import Alternative, Draft, Modify, Operation, Patch, Remove, Rewire, SetLimits
 from dagrun.core.plan import all_needs
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Node
+from dagrun.core.workflow import Node, Workflow
+
+# the most that the agents of a workflow can cost, in nano-dollars; None: nobody knows
+Cost: TypeAlias = Callable[[Workflow], int | None]
 
 
 def present_wave(state: RunState) -> int:
@@ -67,6 +76,55 @@ def check_limits(state: RunState, work: Draft, patch: Patch) -> None:
     for revision in state.revisions:
         if revision.wave == wave:
             _check_inverse(state, work, patch, revision.revision)
+
+
+def check_cost(state: RunState, work: Draft, cost: Cost) -> None:
+    """Refuse a patch that lets the agents of a run cost more than `limits.growth` makes of what its author foresaw.
+
+    That is what all nodes and templates of the first revision can cost; against it stands what is spent and
+    what those that are not over can cost. Where the beginning can't be told there is nothing to compare.
+    """
+    touched = {*work.changed, *work.reset}
+    if not any(True for name in touched & work.nodes.keys() for _ in agents_of(work.nodes[name])):
+        return
+    first, present = state.workflows[0], state.plan.workflow
+    start = cost(replace(first, nodes={**first.templates, **first.nodes}))
+    now = cost(_still(state, work, present, present.nodes, ()))
+    if start is None or now is None:
+        return
+    after = cost(_still(state, work, present, work.nodes, work.reset))
+    spent = state.ledger.spent("run") if state.ledger is not None else 0
+    most = start * present.limits.growth // 100
+    if after is not None and (after <= now or spent + after <= most):
+        return
+    said = "more than anybody can tell" if after is None else f"{dollars(spent + after)} in all"
+    message = f"the agents of the run could cost {said}; from {dollars(start)}, limits.growth allows {dollars(most)}"
+    hint = "let a human do it: dagrun replan"
+    if after is not None and start:
+        percent = -(-(spent + after) * 100 // start)
+        hint = f"raise it in the workflow: limits: {{growth: {percent}%}}, or {hint}"
+    work.fault(0, "", "limit", message, hint)
+
+
+def _still(
+    state: RunState, work: Draft, workflow: Workflow, nodes: Mapping[NodeId, Node], again: Iterable[NodeId]
+) -> Workflow:
+    """A workflow of those nodes that have not run, or run again."""
+    repeated = set(again)
+    gone = set() if nodes is workflow.nodes else {*work.superseded, *work.skipped}
+    there = [name for name in nodes if name not in gone and (name in repeated or _is_open(state, name))]
+    return replace(workflow, nodes={name: nodes[name] for name in there})
+
+
+def _is_open(state: RunState, name: NodeId) -> bool:
+    """Whether a node has money to spend yet: it is new, not settled, or skipped only because of how things stood."""
+    i = state.plan.index.get(name)
+    if i is None or i in state.removed:
+        return True
+    status = state.cancelling.get(i, state.node_status[i])
+    if status is Status.SKIPPED:
+        return state.skips.get(i) not in ("patch", "selection")
+    return status not in SETTLED
 
 
 def _check_gates(work: Draft, patch: Patch) -> None:

@@ -33,8 +33,9 @@ from dagrun.core.patch import (
     apply,
     draft,
 )
-from dagrun.core.patchlimits import check_limits, present_wave
+from dagrun.core.patchlimits import Cost, check_cost, check_limits, present_wave
 from dagrun.core.plan import Plan, all_needs
+from dagrun.core.retried import check_retries
 from dagrun.core.revise import becomes, revived_by
 from dagrun.core.soundness import check_draft, check_rewired, check_status_reads, revised
 from dagrun.core.state import RunState
@@ -83,13 +84,20 @@ class Verdict:
 
 
 def admit(
-    state: RunState, patch: Patch, *, by: str, actor: Actor = "human", undoes: int = 0, maker: str = ""
+    state: RunState,
+    patch: Patch,
+    *,
+    by: str,
+    actor: Actor = "human",
+    undoes: int = 0,
+    maker: str = "",
+    cost: Cost | None = None,
 ) -> Verdict:
     """Check a whole patch against the head of a run.
 
     The base is not compared here (`stale_base` does): whoever calls decided to build on the head.
     `maker` is who wrote a patch that a human lets in, as `by` named it then: what a node may hand on
-    does not grow by that.
+    does not grow by that. `cost` bounds what a node or a model may let the run cost; None bounds nothing.
     Linear in the nodes for the new plan; the checks cost the degree of what is touched.
     """
     verdict = Verdict()
@@ -107,6 +115,8 @@ def admit(
     _check_whole(state, work, patch, verdict)
     if actor == "node":
         check_limits(state, work, patch)
+        if cost is not None and not work.faults:
+            check_cost(state, work, cost)
     verdict.faults = list(dict.fromkeys(work.faults))
     if not verdict.faults:
         _fill(state, work, patch, verdict, by, undoes)
@@ -344,6 +354,7 @@ def _check_permissions(state: RunState, work: Draft, patch: Patch, actor: Actor,
     workflow = state.plan.workflow
     if actor != "declared":
         check_fallbacks(workflow, work, patch)
+        check_retries(state, work, patch)
     by_node = maker.startswith("node:")
     if actor == "human" and not by_node:
         return

@@ -46,13 +46,17 @@ class InvalidTransition(Exception):
 
 @dataclass(slots=True)
 class Attempt:
-    """One try of a node. `started_at` is wall time, `started_m` monotonic; outcome None = running."""
+    """One try of a node. `started_at` is wall time, `started_m` monotonic; outcome None = running.
+
+    `wave` is that of the node in `revision`: a later revision may lead it elsewhere.
+    """
 
     number: int
     started_at: float
     started_m: float
     revision: int
     slot: int = -1
+    wave: int = 0
     pid: int = 0
     ticks: int = 0
     outcome: Outcome | None = None
@@ -311,6 +315,12 @@ def standing_for(state: RunState, name: NodeId) -> NodeId:
     return name if i is None else state.plan.ids[i]
 
 
+def wave_of(state: RunState, i: int) -> int:
+    """The wave of a node in the revision that it started in last; of one that never did, in the present one."""
+    tried = state.attempts[i]
+    return tried[-1].wave if tried else state.plan.wave[i]
+
+
 def story(state: RunState, i: int) -> str:
     """What happened to a node so far, in one line."""
     tried = ", ".join(f"attempt {a.number}: {a.outcome or 'running'}" for a in state.attempts[i])
@@ -318,6 +328,7 @@ def story(state: RunState, i: int) -> str:
 
 
 def add_attempt(state: RunState, i: int, attempt: Attempt) -> None:
+    attempt.wave = state.plan.wave[i]
     if state.attempts[i]:
         state.attempts[i].append(attempt)
     else:

@@ -12,6 +12,7 @@ from json import JSONEncoder
 from typing import TYPE_CHECKING, cast
 
 from dagrun.core.names import Json, NodeId, Outcome, RunId, RunStatus, Status, format_duration
+from dagrun.core.state import wave_of
 from dagrun.core.tracepath import run_critical_path
 from dagrun.core.usage import Usage, money_of, usage_of, usage_of_run, usage_to_json, usd
 
@@ -99,8 +100,8 @@ def trace_entries(state: RunState, wall_now: float | None = None) -> list[TraceE
 
     `wall_now` is what a running attempt is measured to; without it, to the last record.
     """
-    wave = state.plan.wave
-    return [trace_entry(state, i, wall_now) for i in sorted(range(len(wave)), key=wave.__getitem__)]
+    order = sorted(range(len(state.plan.ids)), key=lambda i: wave_of(state, i))
+    return [trace_entry(state, i, wall_now) for i in order]
 
 
 def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> TraceEntry:
@@ -114,7 +115,7 @@ def trace_entry(state: RunState, i: int, wall_now: float | None = None) -> Trace
     used = usage_of(node, tried)
     return TraceEntry(
         node_id=node.id,
-        wave=state.plan.wave[i],
+        wave=wave_of(state, i),
         status=status,
         model=used.model if used else None,
         skills_used=tuple(used.skills) if used else (),

@@ -137,7 +137,8 @@ class Provider:
 
     `base_url` is an OpenAI-compatible endpoint that all live calls go to. `prices` are the workflow's own:
     model → USD per million tokens as decimal text, or `{"free": true}`. `budget` strict counts bytes,
-    so that a cap can't be exceeded; estimate counts tokens, and it can by what they were wrong.
+    so that a cap can't be exceeded; estimate counts tokens, and it can by what they were wrong. `classes`
+    say up to which price of a million tokens of answer a model is `cheap`, and from which it is `expensive`.
     """
 
     kind: Literal["live", "fake"] = "live"
@@ -146,6 +147,7 @@ class Provider:
     base_url: str = ""
     prices: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     budget: Literal["strict", "estimate"] = "strict"
+    classes: Mapping[str, str] = field(default_factory=dict)
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from dagrun.core.replan import Actor, admit, chain_length, fallback_patch, propo
 from dagrun.core.state import RunState
 from dagrun.core.workflow import Fault, OnFailure
 from dagrun.engine.bench import Workbench, node_values
+from dagrun.engine.worst import worst_of
 from dagrun.errors import InputError
 
 
@@ -131,11 +132,13 @@ def _answered(bench: Workbench, state: RunState, i: int, replanner: int) -> list
     if status is not Status.COMPLETED:
         why = state.reasons.get(replanner, "")
         return [_failed(state, i, "replanner", f"{name} {status}" + (f": {why}" if why else ""))]
-    events, why = _verdict(state, i, name, node_values(bench, state, name))
+    events, why = _verdict(bench, state, i, name, node_values(bench, state, name))
     return [*events, *([_failed(state, i, "replanner", why)] if why else [])]
 
 
-def _verdict(state: RunState, i: int, name: NodeId, answer: Mapping[str, Json]) -> tuple[list[Event], str]:
+def _verdict(
+    bench: Workbench, state: RunState, i: int, name: NodeId, answer: Mapping[str, Json]
+) -> tuple[list[Event], str]:
     """(what becomes of the patch in an answer, why the failure stays as it is or "")."""
     from dagrun.core.consent import reasons_for_human
     from dagrun.core.replanner import document, reason_of
@@ -153,7 +156,7 @@ def _verdict(state: RunState, i: int, name: NodeId, answer: Mapping[str, Json]) 
         operations = tuple(cast("list[Json]", written["operations"]))
         refused = PatchRefused(base=head, head=head, by=by, trigger=trigger, operations=operations, reasons=reasons)
         return [refused], "; ".join(reasons)
-    verdict = admit(state, patch, by=by, actor="node")
+    verdict = admit(state, patch, by=by, actor="node", cost=worst_of(bench))
     event = verdict.event
     if event is None:
         refused = refusal(state, patch, verdict.faults, by)
@@ -181,9 +184,9 @@ def _ask(bench: Workbench, state: RunState, i: int, wanted: OnFailure) -> Event:
 # ---------------------------------------------------------------- what a node wrote to $DAGRUN_PATCH
 
 
-def patch_from_node(state: RunState, node: NodeId, data: bytes, mask: Masker) -> list[Event]:
+def patch_from_node(bench: Workbench, state: RunState, node: NodeId, data: bytes) -> list[Event]:
     """The verdict on a patch that a node wrote: admitted, refused, or proposed to a human; nothing secret in it."""
-    return _masked(_judge(state, node, data), mask)
+    return _masked(_judge(bench, state, node, data), bench.mask)
 
 
 def _masked(events: list[Event], mask: Masker) -> list[Event]:
@@ -194,7 +197,7 @@ def _masked(events: list[Event], mask: Masker) -> list[Event]:
     return [decode(cast("dict[str, Json]", mask.value(loads(encode(e))))) for e in events] if mask else events
 
 
-def _judge(state: RunState, node: NodeId, data: bytes) -> list[Event]:
+def _judge(bench: Workbench, state: RunState, node: NodeId, data: bytes) -> list[Event]:
     from dagrun.flowfile.patchfile import read_patch
 
     by = f"node:{node}"
@@ -210,7 +213,7 @@ def _judge(state: RunState, node: NodeId, data: bytes) -> list[Event]:
     trigger = patch.trigger if patch.trigger.node else replace(patch.trigger, node=node)
     patch = replace(patch, trigger=trigger)
     actor: Actor = "node"
-    verdict = admit(state, patch, by=by, actor=actor)
+    verdict = admit(state, patch, by=by, actor=actor, cost=worst_of(bench))
     if verdict.event is None:
         return [refusal(state, patch, verdict.faults, by)]
     from dagrun.core.consent import new_commands

@@ -294,7 +294,7 @@ class Runner:
 
         patches, self.crew.patches = self.crew.patches, []
         for name, data in patches:
-            for event in patch_from_node(self.state, name, data, self.bench.mask):
+            for event in patch_from_node(self.bench, self.state, name, data):
                 self.scribe.fold(event)
 
     def _finish(self, finish: Finish) -> None:

@@ -7,6 +7,7 @@ and the caller waits only for that. What is refused is written too, with all its
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from select import select
@@ -44,10 +45,25 @@ def preview(
     """What a patch would do to the head of a run; nothing is written. Its warnings say what can't be held here."""
     state = load_state(run)
     patch = make(state)
-    verdict = admit(state, patch, by=by, undoes=undoes, maker=_maker(state, proposal))
+    verdict = _judged(state, patch, by=by, undoes=undoes, proposal=proposal)
     if verdict.event is not None:
         verdict.warnings += _unheld(state, verdict.event)
     return state, patch, verdict
+
+
+def _judged(state: RunState, patch: Patch, *, by: str, undoes: int, proposal: int) -> Verdict:
+    """What becomes of a patch; refused too where an agent that it brings could not be asked here."""
+    verdict = admit(state, patch, by=by, undoes=undoes, maker=_maker(state, proposal))
+    if verdict.event is None:
+        return verdict
+    written = {name: cast("dict[str, Json]", data) for name, data in verdict.event.nodes.items()}
+    asking = {n: node_from_json(data) for n, data in written.items() if data.get("agent") or data.get("on_failure")}
+    if not asking:
+        return verdict
+    from dagrun.engine.kit import patch_faults
+
+    faults = patch_faults(state, asking, os.environ)
+    return Verdict(faults=faults) if faults else verdict
 
 
 def _unheld(state: RunState, event: PatchAdmitted) -> list[str]:
@@ -94,7 +110,7 @@ def submit(
                 journal.write([encode(refusal(state, patch, [fault], by))])
                 raise _moved(run, state, base)
             patch = replace(patch, base=head)  # rebased: what was checked is the head, and the history says so
-            verdict = admit(state, patch, by=by, undoes=undoes, maker=_maker(state, proposal))
+            verdict = _judged(state, patch, by=by, undoes=undoes, proposal=proposal)
             if verdict.event is None:
                 journal.write([encode(refusal(state, patch, verdict.faults, by))])
                 raise refused(run, verdict)

@@ -17,6 +17,7 @@ from dagrun.flowfile import fields
 from dagrun.flowfile.source import Value
 
 T = TypeVar("T")
+CLASSES = ("cheap", "expensive")
 RATES = ("input", "output", "cached", "cache_write", "reasoning")
 MAX_CANDIDATES = 100
 _SKILL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -153,6 +154,18 @@ def _price(model: str, value: Value) -> dict[str, Json]:
     if lacking:
         raise fields.Wrong(fields.Defect(f"the price of {model} lacks `{lacking[0]}`", hint, on_key=True))
     return dict(got)
+
+
+def classes(value: Value) -> dict[str, str]:
+    """Class → USD per million tokens of answer, as the text that was written."""
+    return _each_key(value, "classes to prices", _class)
+
+
+def _class(name: str, value: Value) -> str:
+    if name not in CLASSES:
+        hint = "write `cheap` and `expensive`: what is between them is in the middle"
+        raise fields.Wrong(fields.Defect(f"there is no class `{name}`", hint, code="unknown-key", on_key=True))
+    return _rate("output", value)
 
 
 def _rate(name: str, value: Value) -> str:

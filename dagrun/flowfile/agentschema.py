@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, GetJsonSchemaHandler, Wi
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from dagrun.core.budget import CLASS_BOUNDS, rate_of
 from dagrun.core.workflow import Agent, Fault, McpServer, Provider
 from dagrun.flowfile import agentfields as checks
 from dagrun.flowfile import fields, shorts
@@ -67,6 +68,20 @@ Tiers = Annotated[
         }
     ),
 ]
+Classes = Annotated[
+    Any,
+    k.plain(checks.classes),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {
+                "cheap": {**_RATE, "description": "USD. Up to this a call is tried 10 times (5)."},
+                "expensive": {**_RATE, "description": "USD. From this on it is tried 3 times (15), else 5."},
+            },
+            "additionalProperties": False,
+        }
+    ),
+]
 Prices = Annotated[Any, k.plain(checks.prices), WithJsonSchema(_PRICES)]
 Address = Annotated[str, k.plain(checks.address), WithJsonSchema({"type": "string", "pattern": "^https?://"})]
 
@@ -119,6 +134,9 @@ class ProviderFile(_Model):
     )
     budget: Annotated[Literal["strict", "estimate"], *k.choice("strict", "estimate")] = Field(
         "strict", description="`strict` counts bytes, so that no cap is exceeded; `estimate` counts tokens."
+    )
+    classes: Classes = Field(
+        ABSENT, description="What a million tokens of answer cost where models are `cheap` and `expensive`."
     )
 
 
@@ -178,6 +196,11 @@ def provider_faults(made: ProviderFile) -> Iterator[Fault]:
     if made.base_url and checks.is_open(made.base_url):
         message = "what is sent there can be read on its way, the key too"
         yield Fault((*at, "base_url"), "open-address", message, "write https://", severity="warning")
+    said = made.classes if "classes" in made.model_fields_set else {}
+    bounds = {name: rate_of(text) for name, text in {**CLASS_BOUNDS, **(said or {})}.items()}
+    if bounds["cheap"] >= bounds["expensive"]:
+        message = "`cheap` has to be less than `expensive`"
+        yield Fault((*at, "classes"), "bad-classes", message, "write {cheap: 5, expensive: 15}: USD a million tokens")
 
 
 def server_faults(made: McpServerFile, name: str) -> Iterator[Fault]:

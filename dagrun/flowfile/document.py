@@ -152,6 +152,7 @@ def provider_to_document(provider: Provider) -> dict[str, Json]:
     _put(made, "base_url", provider.base_url, "")
     _put(made, "prices", {model: _price(said) for model, said in provider.prices.items()}, {})
     _put(made, "budget", provider.budget, "strict")
+    _put(made, "classes", _price(provider.classes), {})
     return made
 
 

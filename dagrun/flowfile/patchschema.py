@@ -105,9 +105,10 @@ class ModifyFile(_Part):
 
 
 class RetryChange(ModifyFile):
-    """Try a node again, with changes to timeout, retry, resources, env.
+    """Try a node again, with changes to timeout, retry, resources, env and permissions.
 
-    Of an agent also model, max_tokens, max_turns, and a prompt that is added to its own.
+    Of an agent also model, max_tokens, max_turns, and a prompt that is added to its own. Permissions only
+    get less; a larger cost_budget is taken from what the run has left.
     """
 
 

@@ -16,7 +16,7 @@ from dagrun.flowfile.document import agent_to_document
 from dagrun.flowfile.source import Value
 
 Path = tuple[str | int, ...]
-KEYS = ("timeout", "retry", "resources", "env")
+KEYS = ("timeout", "retry", "resources", "env", "permissions")
 AGENT_KEYS = ("model", "max_tokens", "max_turns", "prompt")
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dagrun.agent.messages import Usage
 from dagrun.agent.prices import (
     CALL_RETRIES,
+    CLASSES,
     TABLE_FILE,
     CallRetry,
     Classes,
@@ -25,6 +26,7 @@ from dagrun.agent.prices import (
     PriceTable,
     Tier,
     Unpriced,
+    classes_of,
     cost,
     load_table,
     own_price,
@@ -376,6 +378,14 @@ def test_an_unlisted_model_is_expensive_and_the_bounds_are_configurable(table: P
     assert price_class(None) == "expensive"
     assert price_class(priced(table, SONNET), Classes(cheap=15 * M, expensive=16 * M)) == "cheap"
     assert price_class(priced(table, "gemini/gemini-2.5-pro")) == "middle"  # the large calls are another matter
+
+
+def test_a_workflow_says_where_its_classes_begin() -> None:
+    assert classes_of({}) == CLASSES
+    assert classes_of({"cheap": "2.50"}) == Classes(cheap=2_500_000, expensive=CLASSES.expensive)
+    price = own_price("v/m", {"input": "1", "output": "1"})
+    assert isinstance(price, Price)
+    assert price_class(price, classes_of({"cheap": "0.01", "expensive": "0.02"})) == "expensive"
 
 
 def test_tries_and_delays_of_each_class() -> None:

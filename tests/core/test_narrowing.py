@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagrun.core.budget import Entry
+from dagrun.core.event import CallEnded, CallReserved
 from dagrun.core.excess import leq
 from dagrun.core.lattice import as_scope, effective
 from dagrun.core.names import Outcome
@@ -16,7 +18,7 @@ from dagrun.core.permissions import LEVELS, NO_PERMISSIONS, Isolation, Paths, Pe
 from dagrun.core.plan import compile_plan
 from dagrun.core.replan import Verdict, admit
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Docker, Node, OnFailure, Output, Review, Secret, Workflow, node_from_json
+from dagrun.core.workflow import Agent, Docker, Node, OnFailure, Output, Review, Secret, Workflow, node_from_json
 from tests.core.strategies import begin, ended, ran, started
 from tests.core.test_lattice import permissions
 from tests.core.test_replan import fold
@@ -298,3 +300,67 @@ def test_nothing_that_a_node_inserts_ever_has_more_than_the_node(
     got = node_from_json(data)
     above = as_scope(effective(top, own, at))
     assert leq(as_scope(effective(top, got.permissions, got.isolation)), above)
+
+
+# ---------------------------------------------------------------- what a retry may change
+
+
+def over_budget(run_cap: int | None, spent: int, *, cap: int | None = 300) -> RunState:
+    """A run in which an agent with a budget of its own has spent some, and failed."""
+    held = Permissions(cost_budget=cap, tools=("Read", "Grep"))
+    asks = Node(id="asks", agent=Agent(prompt="x"), isolation="context", permissions=held)
+    budget = Permissions(cost_budget=run_cap)
+    workflow = Workflow(
+        name="w", nodes={"asks": asks, "after": node("after", "asks")}, permissions=budget, models={"t": ("v/m",)}
+    )
+    state = fold(begin(compile_plan(workflow)), started("asks"))
+    scopes = ("node:asks", "run")
+    call = {"node": "asks", "attempt": 1, "call": 1}
+    reserved = CallReserved(**call, turn=1, model="v/m", max_tokens=9, digest="", amount=spent, scopes=scopes)  # type: ignore[arg-type]
+    return fold(state, reserved, CallEnded(**call, spent=spent), ended("asks", Outcome.OVER_BUDGET))  # type: ignore[arg-type]
+
+
+def retried(state: RunState, **more: object) -> Verdict:
+    before = state.plan.workflow.nodes["asks"]
+    held = replace(before.permissions or NO_PERMISSIONS, **more)  # type: ignore[arg-type]
+    return judge(state, Retry(id="asks", node=replace(before, permissions=held), made_on=before), actor="human")
+
+
+def test_a_retry_may_take_permissions_away() -> None:
+    verdict = retried(over_budget(1000, 250), tools=("Read",), cost_budget=260)
+    assert verdict.event is not None
+    assert node_from_json(verdict.event.nodes["asks"]).permissions == Permissions(cost_budget=260, tools=("Read",))  # type: ignore[arg-type]
+
+
+def test_a_retry_gives_no_permission_back_to_anybody() -> None:
+    verdict = retried(over_budget(1000, 250), tools=("Read", "Grep", "Write"))
+    assert [f.message for f in verdict.faults] == [
+        "retry: `asks` would be allowed more: it asks for tool `Write`, but had only `Grep`, `Read`"
+    ]
+    assert verdict.faults[0].path == ("operations", 0, "set", "permissions")
+
+
+@pytest.mark.parametrize(("cap", "fits"), [(1000, True), (1001, False)])
+def test_a_retry_gets_money_only_of_what_the_run_has_left(cap: int, fits: bool) -> None:
+    state = over_budget(1000, 250)  # the node's own 250 count in both: what it may still spend is what is left
+    verdict = retried(state, cost_budget=cap)
+    assert (verdict.event is not None) is fits
+    assert fits or [f.code for f in verdict.faults] == ["beyond-permissions"]
+
+
+def test_what_others_spent_is_not_left_for_a_retry() -> None:
+    state = over_budget(1000, 250)
+    verdict = retried(state, cost_budget=900)
+    assert verdict.event is not None
+    spent_elsewhere = Entry(kind="reserve", call="other/1/1", scopes=("node:other", "run"), amount=200)
+    assert state.ledger is not None
+    state.ledger.apply(spent_elsewhere)
+    verdict = retried(state, cost_budget=900)
+    assert [f.message for f in verdict.faults] == [
+        "retry: a budget of $0.0000009 leaves `asks` $0.00000065 to spend, but the run has only $0.00000055 left"
+    ]
+
+
+def test_a_retry_without_a_cap_of_the_run_may_be_given_any_money() -> None:
+    assert retried(over_budget(None, 250), cost_budget=10**12).event is not None
+    assert retried(over_budget(None, 250), cost_budget=None).event is not None

@@ -10,6 +10,8 @@ import pytest
 from dagrun.core.decide import Append, Cancel, Effect, Escalate, Finish, Room, Start, decide
 from dagrun.core.event import (
     AttemptFinished,
+    CallEnded,
+    CallReserved,
     EngineAttached,
     EscalationFailed,
     Event,
@@ -17,6 +19,8 @@ from dagrun.core.event import (
     NodeStarted,
     PatchAdmitted,
     PatchProposed,
+    ProposalDecided,
+    ReviewDecided,
     ReviewRequested,
     RevisionAdopted,
     RunEnded,
@@ -40,7 +44,7 @@ from dagrun.core.plan import compile_plan
 from dagrun.core.replan import Verdict, admit, chain_length, refusal, stale_base
 from dagrun.core.state import InvalidTransition, RunState
 from dagrun.core.undo import inverse
-from dagrun.core.workflow import Input, Limits, Node, OnFailure, Output, Review, Workflow
+from dagrun.core.workflow import Agent, Input, Limits, Node, OnFailure, Output, Review, Workflow
 from dagrun.core.workflow import Retry as RetryPolicy
 from tests.core.strategies import begin, ended, ran, started, statuses
 from tests.core.test_patch import node
@@ -621,6 +625,23 @@ def test_a_settled_run_with_a_proposal_waits_for_a_human() -> None:
     assert decide(state, 0.0, ROOM)[0].status is RunStatus.NEEDS_REVIEW  # type: ignore[union-attr]
 
 
+def test_a_parked_run_whose_last_question_is_answered_waits_for_nobody() -> None:
+    state = run(Node(id="ask", review=Review()), Node(id="more", review=Review()), node("b", "ask"))
+    fold(state, ReviewRequested(node="ask", attempt=1), ReviewRequested(node="more", attempt=1))
+    fold(state, PatchProposed(number=1, base=1), RunEnded(status=RunStatus.NEEDS_REVIEW, exit_code=4))
+    fold(state, ReviewDecided(node="ask", decision="approve"), ReviewDecided(node="more", decision="reject"))
+    assert state.status is RunStatus.NEEDS_REVIEW
+    fold(state, ProposalDecided(number=1, decision="reject"))
+    assert (state.status, state.ended) == (RunStatus.INTERRUPTED, None)
+    assert statuses(state) == {"ask": "completed", "more": "failed", "b": "ready"}
+
+
+def test_an_answer_does_not_end_a_run_that_goes_on() -> None:
+    state = run(Node(id="ask", review=Review()), node("b"))
+    fold(state, ReviewRequested(node="ask", attempt=1), ReviewDecided(node="ask", decision="approve"))
+    assert state.status is RunStatus.RUNNING
+
+
 # ---------------------------------------------------------------- limits of patches of nodes
 
 
@@ -654,6 +675,65 @@ def test_growth_counts_from_the_nodes_at_the_start() -> None:
     assert "growth: 600%" in refused.faults[0].hint
     fold(state, *ran("a"))
     assert _by_node(state, Remove(id="h0", strategy="bridge")).event is not None, "what shrinks is no growth"
+
+
+def agent(name: str, *needs: str, costs: int = 100) -> Node:
+    """An agent that can cost so much at most."""
+    return Node(id=name, agent=Agent(prompt="x", model="v/m", max_tokens=costs), needs=needs, isolation="context")
+
+
+def _worst(workflow: Workflow) -> int | None:
+    """What the agents of a workflow can cost; nobody knows of one that asks for no tokens."""
+    costs = [n.agent.max_tokens for n in workflow.nodes.values() if n.agent is not None]
+    return None if 0 in costs else sum(costs)
+
+
+def _dear(state: RunState, *operations: Operation, actor: str = "node") -> list[str]:
+    """What is wrong with a patch of a node that may make the run dearer."""
+    patched = Patch(operations=operations)
+    verdict = admit(state, patched, by="node:x", actor=actor, cost=_worst)  # type: ignore[arg-type]
+    assert (verdict.event is None) is bool(verdict.faults)
+    return [f"{f.message} ({f.hint})" for f in verdict.faults]
+
+
+def test_what_agents_can_cost_grows_no_more_than_nodes_may() -> None:
+    state = run(agent("a"), agent("b"), node("c", "a", "b"))
+    fits, too_much = agent("n", "a"), agent("n", "a", costs=101)
+    assert _dear(state, Insert(id="n", node=fits)) == []
+    (why,) = _dear(state, Insert(id="n", node=too_much))
+    assert why == (
+        "the agents of the run could cost $0.000000301 in all; from $0.0000002, limits.growth allows $0.0000003"
+        " (raise it in the workflow: limits: {growth: 151%}, or let a human do it: dagrun replan)"
+    )
+    assert _dear(state, Insert(id="n", node=too_much), actor="human") == []
+    dearer = agent("a", costs=201)
+    assert len(_dear(state, Modify(id="a", node=dearer))) == 1
+    assert _dear(state, Insert(id="n", node=node("n", "a"))) == [], "a command costs nothing"
+
+
+def test_what_was_spent_counts_and_what_is_over_does_not() -> None:
+    state = run(agent("a"), agent("b", "a"), limits=Limits(growth=130))
+    spent = {"node": "a", "attempt": 1, "call": 1}
+    asked = CallReserved(**spent, turn=1, model="v/m", max_tokens=9, digest="", amount=60, scopes=("node:a", "run"))  # type: ignore[arg-type]
+    fold(state, started("a"), asked, CallEnded(**spent, spent=60), ended("a", FAILED))  # type: ignore[arg-type]
+    assert _dear(state, Insert(id="n", node=agent("n", costs=101), before=("b",))) != []
+    assert _dear(state, Insert(id="n", node=agent("n", costs=100), before=("b",))) == []
+    assert _dear(state, Retry(id="a")) == []  # 60 are spent, and both can cost 100 each: 260
+    assert _dear(state, Retry(id="a", node=agent("a", costs=101))) != []
+    assert _dear(state, Fallback(id="a", node=agent("t", costs=100))) == []
+    assert _dear(state, Fallback(id="a", node=agent("t", costs=101))) != []
+
+
+def test_templates_were_foreseen() -> None:
+    state = run(agent("a"), node("b", "a"), limits=Limits(growth=100), templates={"t": agent("t", costs=900)})
+    fold(state, *ran("a", FAILED))
+    assert _dear(state, Fallback(id="a", node=agent("t", costs=900))) == []
+    assert _dear(state, Fallback(id="a", node=agent("t", costs=1001))) != []  # more than all that the file foresees
+
+
+def test_what_nobody_knows_the_price_of() -> None:
+    assert _dear(run(agent("a", costs=0)), Insert(id="n", node=agent("n", "a", costs=9999))) == []
+    assert len(_dear(run(agent("a")), Insert(id="n", node=agent("n", "a", costs=0)))) == 1
 
 
 @pytest.mark.parametrize("schedule", list(Schedule))

@@ -39,7 +39,7 @@ from dagrun.core.trace import (
     trace_to_json,
 )
 from dagrun.core.tracepath import node_spans, run_critical_path
-from dagrun.core.workflow import Node, Retry, Workflow
+from dagrun.core.workflow import Node, Retry, Workflow, node_to_json
 
 BEGIN = 1_700_000_000.0
 SEED = (
@@ -202,6 +202,21 @@ def test_digests_depend_on_the_outputs_alone() -> None:
 def test_entries_come_by_wave_then_as_in_the_file() -> None:
     run = Run(node("late", "b"), node("b"), node("a"))
     assert [e.node_id for e in trace_entries(run.state)] == ["b", "a", "late"]
+
+
+def test_a_node_keeps_the_wave_of_the_revision_it_started_in() -> None:
+    run = Run(node("a"), node("b", "a", condition="false"), node("c", "b", condition="always()"), node("z", "c"))
+    run.start("a").end("a").tell(NodeSkipped(node="b", reason="condition")).start("c").end("c")
+    new = {n.id: node_to_json(n) for n in (node("d", "a"), node("b", "a", "d"))}
+    run.tell(PatchAdmitted(revision=2, base=1, nodes=new))
+    assert {e.node_id: (e.wave, e.revision) for e in trace_entries(run.state)} == {
+        "a": (1, 1),
+        "d": (2, 2),
+        "b": (3, 2),
+        "c": (3, 1),  # there it was when it ran, though `b` is deeper now
+        "z": (5, 2),
+    }
+
 
 
 def test_totals_and_the_whole_trace() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dagrun.core.event import (
+    CallEnded,
     CallReserved,
     EscalationFailed,
     Event,
@@ -21,6 +22,7 @@ from dagrun.core.event import (
 )
 from dagrun.core.names import Outcome
 
+from .kills import next_event
 from .space import Space
 
 FLOW = """\
@@ -310,6 +312,12 @@ def ends(space: Space) -> tuple[dict[str, str], int, list[str], list[str]]:
     return space.statuses(), space.state().plan.revision, by, texts(space)
 
 
+def _answered(space: Space) -> int:
+    """About which event is the model's answer: until then, all of these runs are one."""
+    mine = [event for record in space.records()[1:] for event in record]
+    return next(n for n, event in enumerate(mine, start=1) if isinstance(event, CallEnded)) - 2
+
+
 @pytest.mark.parametrize(
     ("rules", "how", "code"),
     [
@@ -327,14 +335,47 @@ def test_a_kill_after_every_event_changes_nothing(
     calm = next(spaces)
     assert calm.execute().code == code
     wanted, paid = ends(calm), len(of(calm, CallReserved))
-    for n, space in enumerate(spaces, start=1):
+    n = first = 1 if code == 0 else _answered(calm)
+    for space in spaces:
         done = space.run("execute", "flow.yaml", env={"DAGRUN_FAULT": f"engine.after_event:{n}:kill"})
         if done.code != 137:
             break
+        n = next_event(n, space.records())
         before = Counter(space.lines("ran"))
         if space.state().ended is None:
             assert (space.run("resume") if space.records() else space.execute()).code == code
         assert ends(space) == wanted
         assert set(space.lines("ran")) >= set(before)
         assert len({call.digest for call in of(space, CallReserved) if isinstance(call, CallReserved)}) <= paid
-    assert n > 10
+    assert n > first + 5
+
+
+DEAR = """\
+provider: {{kind: fake, rules: rules.yaml, prices: {{v/m: {{input: 1, output: 1}}, v/free: free}}}}
+models: {{main: [v/m], none: [v/free]}}
+{limits}nodes:
+  build:
+    agent: {{prompt: Build it., max_turns: 1, tools: []}}
+    on_failure: {{replanner: {{prompt: Mend it., model: v/free}}}}
+"""
+
+
+@pytest.mark.parametrize(("limits", "status"), [("", "failed"), ("limits: {growth: 9000%}\n", "superseded")])
+def test_a_model_may_not_make_its_run_much_dearer(space: Space, limits: str, status: str) -> None:
+    helper = {"agent": {"prompt": "Try with more.", "max_tokens": 400000, "tools": []}}
+    rules = [
+        {"node": "build", "error": "bad_request"},
+        {"node": "build-fallback", "text": "done"},
+        answer({"fallback": {"id": "build", "with": helper}}, last="bad request"),
+    ]
+    space.write("rules.yaml", json.dumps({"rules": rules}))
+    space.flow(DEAR.format(limits=limits))
+    done = space.execute()
+    assert space.statuses()["build"] == status, done.err
+    refused = [reason for e in space.events() if isinstance(e, PatchRefused) for reason in e.reasons]
+    if status == "failed":
+        (reason,) = refused
+        said = r"the agents of the run could cost \$\S+ in all; from \$\S+, limits.growth allows \$\S+ "
+        assert re.match(said, reason)
+    else:
+        assert refused == []

@@ -501,7 +501,7 @@ def test_permissions_of_a_run_are_what_it_began_with() -> None:
         assert ("`docker`" if "docker" in keys else "`permissions`") in problem.message
 
 
-def test_a_retry_changes_no_permissions() -> None:
-    for key in ("permissions: {network: any}", "isolation: none", "docker: alpine", "secrets: [T]"):
+def test_a_retry_changes_no_walls() -> None:
+    for key in ("isolation: none", "docker: alpine", "secrets: [T]"):
         (problem,) = wrong(f"{{retry: {{id: test, set: {{{key}}}}}}}")
         assert problem.code == "not-for-retry"
