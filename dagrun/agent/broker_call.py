@@ -113,7 +113,8 @@ class Call:
     def answer(self, error: BaseException | None) -> Answer:
         """What came of it, once `run` has ended, by `error` or without."""
         if error is not None:
-            return failure(self._wire, error, self._collected.text, self._caller.mask)
+            collected = self._collected
+            return failure(self._wire, error, collected.text, self._caller.mask, began=collected.began_to_come)
         if self._collected.finish is None:
             return without_end(self._wire, self._collected.text, self._caller.mask)
         return self._collected.reply()
@@ -184,12 +185,18 @@ class Collected:
     usage: Usage | None = None
     first_token: float | None = None
     calls: dict[int, _Call] = field(default_factory=dict)
+    raw: _Raw | None = None
+
+    @property
+    def began_to_come(self) -> bool:
+        """Whether any part of an answer came."""
+        return self.raw is not None and self.raw.came
 
     async def read(self, stream: Any, said: Callable[[str], None]) -> None:
         """Read the stream to its end; raises what litellm raises."""
         if stream.completion_stream is None:
             await stream.fetch_stream()
-        raw = _Raw(stream.completion_stream)
+        raw = self.raw = _Raw(stream.completion_stream)
         stream.completion_stream = raw
         async for chunk in stream:
             if self._take(chunk):
@@ -258,6 +265,7 @@ class _Raw:
         self._stream = stream
         self._next = cast("AsyncIterator[Any]", aiter(stream))
         self.ended = False
+        self.came = False
         self.refusal = ""
         self.model = ""
 
@@ -270,6 +278,7 @@ class _Raw:
         except StopAsyncIteration:
             self.ended = True
             raise
+        self.came = self.came or _is_part(chunk)
         if isinstance(model := getattr(chunk, "model", None), str):
             self.model = model
         for choice in getattr(chunk, "choices", None) or ():
@@ -279,6 +288,13 @@ class _Raw:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _is_part(chunk: Any) -> bool:
+    """Whether a piece of a stream is of an answer: litellm makes empty ones of lines that are not."""
+    if isinstance(chunk, dict):
+        return any(chunk.get(name) for name in ("text", "tool_use", "usage"))
+    return bool(getattr(chunk, "choices", None) or getattr(chunk, "usage", None))
 
 
 def _tool_call(index: int, call: _Call) -> ToolCall:

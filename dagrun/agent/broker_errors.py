@@ -56,10 +56,13 @@ _EMPTY = re.compile(r"(?:Connection error|Request timed out)\.?|Response payload
 _SUFFIX = re.compile(r"\.? Handle with `litellm\.\w+`\.?|Original exception: .*", re.DOTALL)
 
 
-def failure(wire: Wire, error: BaseException, partial: str, mask: Masker) -> CallFailed:
-    """The CallFailed of a call that ended with `error`; `partial` is the text that had come."""
+def failure(wire: Wire, error: BaseException, partial: str, mask: Masker, *, began: bool = False) -> CallFailed:
+    """The CallFailed of a call that ended with `error`; `partial` is the text that had come.
+
+    `began`: a part of an answer came, with text or without (a tool call, a thought, counts): that is billed.
+    """
     told = _told(error)
-    kind = "cut" if partial else _kind(wire, error, told)
+    kind = "cut" if partial or began else _kind(wire, error, told)
     text = ": ".join(part for part in (_where(wire, kind), _why(wire, told)) if part)
     return CallFailed(
         kind=kind,
@@ -77,7 +80,7 @@ def without_end(wire: Wire, partial: str, mask: Masker) -> CallFailed:
         return CallFailed(kind="bad_request", message=text)
     text = "the answer ended before it was complete"
     if not partial and wire.content_type == "application/json":
-        text = "the endpoint answered in one piece, though a stream was asked for"
+        text = "the endpoint answered in one piece, and with no chat completion"
     return CallFailed(kind="cut", message=text, partial=mask.text(partial))
 
 

@@ -2,7 +2,8 @@
 
 Clients of vendors retry on their own, follow redirects (21 requests were counted for one call) and give
 errors other names. All of them send through one of two transports; both are guarded here, so that a call
-is one POST, and an error is told by the status and the headers that really came.
+is one POST, and an error is told by the status and the headers that really came. An answer in one piece is
+made a stream here (broker_whole.py): no client finds it otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+
+from dagrun.agent.broker_whole import in_pieces
 
 if TYPE_CHECKING:
     import httpx
@@ -94,6 +97,6 @@ def _guarded(send: Send) -> Send:
             wire.failed(error)
             raise
         wire.answered(response)
-        return response
+        return in_pieces(request, response)
 
     return handle_async_request

@@ -7,8 +7,8 @@ folders, litellm's price table as a file) and asks nobody; where the table is no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -130,6 +130,41 @@ def problems(
         found += _Skills(workflow, search_path(base, home), others).faults(mine)
         found += [fault for asker in mine for fault in _key_faults(workflow, asker)]
     return [*_placed(workflow, base, list(dict.fromkeys(found))), *dict.fromkeys(others)]
+
+
+def patch_faults(
+    workflow: Workflow,
+    nodes: Mapping[str, Node],
+    base: str,
+    home: str,
+    *,
+    known: Collection[str] = (),
+    table: Callable[[], PriceTable] = load_table,
+) -> list[Fault]:
+    """Why agents that a patch brings or changes would fail at their start: nobody to ask, no price, no skill.
+
+    `known` are the models that the run has priced already: those prices hold as long as it lasts.
+    """
+    made = replace(workflow, nodes=dict(nodes), templates={})
+    mine, fake = list(askers(made)), is_fake(workflow)
+    found = list(_unrouted(made, mine, fake=fake))
+    if mine and not fake:
+        prices = priced(made, fake=False, table=table)
+        refused = {model: why for model, why in prices.refused.items() if model not in known}
+        found += _price_faults(made, mine, replace(prices, refused=refused))
+    found += _Skills(made, search_path(base, home), []).faults(mine)
+    # where it stands in the graph is no place in the patch: what is wrong names its node
+    where = {asker.path: asker.name for asker in mine}
+    return [
+        fault._replace(path=(), message=f"{_name_of(fault.path, where)}{fault.message}")
+        for fault in dict.fromkeys(found)
+        if fault.severity == "error"
+    ]
+
+
+def _name_of(path: Path, where: Mapping[Path, str]) -> str:
+    name = next((name for place, name in where.items() if path[: len(place)] == place), "")
+    return f"agent `{name}`: " if name else ""
 
 
 def _placed(workflow: Workflow, base: str, faults: list[Fault]) -> list[Problem]:

@@ -94,20 +94,6 @@ def worst_costs(
     return Total(agents=found, cost=total, cap=run, fake=fake, unknown=known.unknown, hint=known.hint)
 
 
-def worst_cost(
-    workflow: Workflow,
-    node: Node,
-    prices: Mapping[str, Price],
-    *,
-    fake: bool = False,
-    skill_bytes: _SkillSize = lambda name: 0,
-) -> Worst:
-    """What an agent's own attempts may cost. Raises ValueError for a node that is no agent."""
-    if node.agent is None:
-        raise ValueError(f"{node.id} is no agent")
-    return _worst(workflow, node, node.agent, node.id, node.id, prices, fake, skill_bytes)
-
-
 def _spenders(workflow: Workflow) -> Iterator[tuple[str, str, Agent, Node]]:
     """(node of the plan, name, agent, the node that holds it) of all that may ask a model when the run goes badly."""
     for node in workflow.nodes.values():

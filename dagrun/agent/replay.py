@@ -1,14 +1,8 @@
 """Replay: a recorded conversation gives its answers again, to the same questions only.
 
-A recording is JSON lines, one for each model call and tool call, numbered per node. A question is the
-same when its digest is; the k-th time a node asks it, it gets the k-th answer, errors as well. What
-was not recorded is an error that shows the nearest question that was: nothing ever goes to a model
-instead. Knows no journal, clock or network.
-
-    {"v": 1, "node": "a", "call": 1, "digest": "…", "answer": {…}, "request": {…}}
-    {"v": 1, "node": "a", "tool": 1, "name": "Read", "arguments": {…}, "ok": true, "text": "…"}
-
-`request` may be left out: then a miss can only say which calls there were.
+Calls of models and of tools are numbered per node. A question is the same when its digest is; the k-th
+time a node asks it, it gets the k-th answer, errors as well. What was not recorded is an error that shows
+the nearest question that was: nothing ever goes to a model instead. Knows no journal, clock or network.
 """
 
 from __future__ import annotations
@@ -18,25 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
 from dagrun.agent.gate import arguments_text, name_of
-from dagrun.agent.messages import (
-    Answer,
-    Message,
-    Reply,
-    Request,
-    ToolCall,
-    answer_from_json,
-    answer_to_json,
-    request_from_json,
-    request_to_json,
-)
+from dagrun.agent.messages import Answer, Message, Request, ToolCall
 from dagrun.agent.prompt import ToolOutput
 from dagrun.core.names import Json, NodeId
-from dagrun.errors import ConflictError, InputError, Problem
+from dagrun.errors import ConflictError
 
-FORMAT = 1
 Clean: TypeAlias = Callable[[str], str]
 AROUND = 40  # characters that are shown before and after the first difference
 MAX_LINES = 12
@@ -50,7 +33,7 @@ class RecordedCall:
     number: int
     digest: str
     answer: Answer
-    request: Request | None = None
+    request: Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,70 +61,8 @@ class Recording:
     tools: tuple[RecordedTool, ...] = ()
 
 
-# ---------------------------------------------------------------- lines
-
-
-def call_line(node: NodeId, number: int, request: Request, answer: Answer, *, whole: bool = True) -> str:
-    """The line of a model call, without its end. `whole`: with the request itself, for readable misses."""
-    made: dict[str, Json] = {"v": FORMAT, "node": node, "call": number, "digest": request.digest()}
-    made["answer"] = answer_to_json(answer)
-    if whole:
-        made["request"] = request_to_json(request)
-    return json.dumps(made)
-
-
-def tool_line(node: NodeId, number: int, call: ToolCall, output: ToolOutput) -> str:
-    """The line of a tool call, without its end."""
-    made: dict[str, Json] = {"v": FORMAT, "node": node, "tool": number, "name": call.name}
-    made["arguments"] = dict(call.arguments or {})
-    return json.dumps({**made, "ok": output.ok, "text": output.text})
-
-
-def read(lines: Iterable[str], file: str = "") -> Recording:
-    """The recording in some lines. Raises InputError with every line that is none, or does not fit its digest."""
-    calls: list[RecordedCall] = []
-    tools: list[RecordedTool] = []
-    problems: list[Problem] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            made = _recorded(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = str(error) if isinstance(error, _BadLine) else "this line is no recorded call"
-            hint = "record the run again" if isinstance(error, _BadLine) else "the file may be cut off"
-            problems.append(Problem(code="bad-recording", message=why, file=file, line=number, column=1, hint=hint))
-            continue
-        (calls if isinstance(made, RecordedCall) else tools).append(made)  # type: ignore[arg-type]
-    if problems:
-        raise InputError(tuple(problems[:20]))
-    return Recording(
-        tuple(sorted(calls, key=lambda c: (c.node, c.number))), tuple(sorted(tools, key=lambda t: (t.node, t.number)))
-    )
-
-
-class _BadLine(ValueError):
-    """A line that says of itself what is wrong."""
-
-
-def _recorded(data: dict[str, Json]) -> RecordedCall | RecordedTool:
-    if data["v"] != FORMAT:
-        raise _BadLine(f"format {data['v']} of a recording is not known here")
-    node = cast(str, data["node"])
-    if "tool" in data:
-        arguments = canonical(cast("dict[str, Json]", data["arguments"]))
-        output = ToolOutput(cast(bool, data["ok"]), cast(str, data["text"]))
-        name, number = cast(str, data["name"]), cast(int, data["tool"])
-        return RecordedTool(node=node, number=number, name=name, arguments=arguments, output=output)
-    request = request_from_json(cast("dict[str, Json]", data["request"])) if "request" in data else None
-    digest = cast(str, data["digest"])
-    if request is not None and request.digest() != digest:
-        raise _BadLine("the request is not the one that its digest is of")
-    answer = answer_from_json(cast("dict[str, Json]", data["answer"]))
-    return RecordedCall(node=node, number=cast(int, data["call"]), digest=digest, answer=answer, request=request)
-
-
 def canonical(arguments: dict[str, Json]) -> str:
+    """Arguments as one text that is the same for the same arguments."""
     return json.dumps(arguments, sort_keys=True, separators=(",", ":"))
 
 
@@ -174,20 +95,6 @@ class Replay:
         self._asked[key] += 1
         return found[self._asked[key] - 1].answer
 
-    def reuse(self, node: NodeId, request: Request) -> Reply | None:
-        """The next reply that was bought for this very request and not used since; None: it has to be bought.
-
-        For going on after a crash: errors are not repeated.
-        """
-        key = (node, request.digest())
-        found = self._answers.get(key, [])
-        while self._asked[key] < len(found):
-            self._asked[key] += 1
-            answer = found[self._asked[key] - 1].answer
-            if isinstance(answer, Reply):
-                return answer
-        return None
-
     def tool(self, node: NodeId, call: ToolCall) -> ToolOutput:
         """The recorded result, of the same time that this node calls this. Raises ReplayMiss."""
         arguments = canonical(dict(call.arguments or {}))
@@ -218,10 +125,8 @@ class Replay:
             others = sorted({call.node for call in self._recording.calls})
             there = f"those of {', '.join(others[:8])} were" if others else "the recording has none"
             return ReplayMiss(f"{head}: no call of this node was recorded ({there})", hint=_HINT)
-        near = nearest(request, mine)
-        if near is None:
-            return ReplayMiss(f"{head}; only the digests of its {len(mine)} calls were kept", hint=_HINT)
-        lines = difference(near.request or request, request, self._clean)
+        near = _nearest(request, mine)
+        lines = difference(near.request, request, self._clean)
         shown = "\n".join(f"  {line}" for line in lines[:MAX_LINES])
         return ReplayMiss(f"{head}. The nearest is its call {near.number}:\n{shown}", hint=_HINT)
 
@@ -267,10 +172,9 @@ class _Score(NamedTuple):
     others: int
 
 
-def nearest(request: Request, calls: Iterable[RecordedCall]) -> RecordedCall | None:
-    """The recorded call whose request is most like this one; None when no request was kept."""
-    kept = [call for call in calls if call.request is not None]
-    return max(kept, key=lambda call: (_score(call.request or request, request), -call.number), default=None)
+def _nearest(request: Request, calls: Iterable[RecordedCall]) -> RecordedCall:
+    """The recorded call whose request is most like this one."""
+    return max(calls, key=lambda call: (_score(call.request, request), -call.number))
 
 
 def _score(a: Request, b: Request) -> _Score:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -27,6 +28,7 @@ ReasonCode: TypeAlias = (
         "tries_spent",
         "too_small",  # its window is not larger than one that was too small
         "waits_too_long",
+        "limited",  # another call was told that it is rate limited
         "too_dear",
         "fewer_tokens",
         "max_output",
@@ -160,27 +162,36 @@ def choose(
     failures: Sequence[Failure] = (),
     *,
     patience_s: float | None = None,
+    alone: Mapping[str, float] = MappingProxyType({}),
     classes: Classes = CLASSES,
 ) -> Decision:
     """The next try of a call: which model, after how long, for how many tokens and how much money.
 
     `candidates` are the priced models of a route, in its order; `room` nano-dollars are left in all scopes
     (None: no cap); `failures` are the tries of this call so far. A model that would have to wait longer
-    than `patience_s` is passed over. Call again with the failure when it fails.
+    than `patience_s` is passed over; `alone` are seconds for which some are left alone because of what other
+    calls were told. Both count from the last failure. Call again with the failure when it fails.
     """
     last = failures[-1] if failures else None
     if last and last.kind not in TRANSIENT and last.kind != "context_too_long":
         return GaveUp(kind=last.kind, reasons=(_said(last),))
-    open_, reasons = _open(candidates, ask, failures, patience_s, classes)
+    open_, reasons = _open(candidates, ask, failures, patience_s, alone, classes)
     if not open_:
         if last:
             return GaveUp(kind=last.kind, reasons=(_said(last), *reasons))
+        if any(reason.code == "limited" for reason in reasons):
+            return GaveUp(kind="rate_limit", reasons=tuple(reasons))
         return GaveUp(kind="no_model", reasons=(*reasons, Reason(model="", code="no_model", text="no model is left")))
     return _placed(open_, ask, room, last, len(failures) + 1, reasons)
 
 
 def _open(
-    candidates: Sequence[Price], ask: Ask, failures: Sequence[Failure], patience_s: float | None, classes: Classes
+    candidates: Sequence[Price],
+    ask: Ask,
+    failures: Sequence[Failure],
+    patience_s: float | None,
+    alone: Mapping[str, float],
+    classes: Classes,
 ) -> tuple[list[_Open], list[Reason]]:
     """The candidates that may be tried, best first, and why the others may not."""
     tried = len(failures)
@@ -191,6 +202,9 @@ def _open(
     for place, price in enumerate(candidates):
         policy = CALL_RETRIES[price_class(price, classes)]
         wait_s = _wait_s(price.model, ask, failures, policy)
+        limited = alone.get(price.model, 0.0) > wait_s
+        if limited:
+            wait_s = alone[price.model]
         if tried >= policy.tries:
             reasons.append(_reason(price, "tries_spent", f"{tried} tries are spent, it gets {policy.tries}"))
         elif price.model in small or (price.context is not None and price.context <= window):
@@ -201,6 +215,8 @@ def _open(
             reasons.append(_reason(price, "waits_too_long", "wants to be left alone for ever"))
         else:
             found.append(_Open(wait_s, place, price))
+        if limited:
+            reasons.append(_reason(price, "limited", "rate limited, as another call was told"))
     if failures and failures[-1].kind in _SAME_AGAIN:
         return sorted(found, key=lambda o: (o.price.model != failures[-1].model, o[:2])), reasons
     return sorted(found, key=lambda o: o[:2]), reasons

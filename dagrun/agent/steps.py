@@ -1,15 +1,15 @@
 """What passes between an agent's loop and whoever drives it: a task, events in, effects out, as plain data.
 
-Events have a JSON form, so that an attempt can be kept and folded again. Knows no rule of the loop.
+Knows no rule of the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
-from dagrun.agent.messages import Answer, ErrorKind, Request, ToolCall, answer_from_json, answer_to_json
+from dagrun.agent.messages import Answer, ErrorKind, Request, ToolCall
 from dagrun.agent.prompt import Briefing, Prompt
 from dagrun.core.names import Json, Outcome
 
@@ -138,35 +138,3 @@ class Finish:
 
 
 Effect: TypeAlias = CallModel | CallTool | Finish
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def event_to_json(event: Event) -> dict[str, Json]:
-    """The JSON form of an event; `event_from_json` is its inverse."""
-    match event:
-        case Answered():
-            made: dict[str, Json] = {"answer": answer_to_json(event.answer)}
-            if event.max_tokens is not None:
-                made["max_tokens"] = event.max_tokens
-        case ToolReturned():
-            made = {"tool": event.number, "ok": event.ok, "text": event.text}
-        case MoneyShort():
-            made = {"short": event.reason}
-        case Ticked():
-            made = {}
-    return {**made, "at_s": event.at_s}
-
-
-def event_from_json(data: Mapping[str, Json]) -> Event:
-    """The event that `event_to_json` made `data` from."""
-    at_s = cast(float, data.get("at_s", 0.0))
-    if "answer" in data:
-        answer = answer_from_json(cast("dict[str, Json]", data["answer"]))
-        return Answered(answer, cast("int | None", data.get("max_tokens")), at_s)
-    if "tool" in data:
-        return ToolReturned(cast(int, data["tool"]), cast(bool, data["ok"]), cast(str, data["text"]), at_s)
-    if "short" in data:
-        return MoneyShort(cast(str, data["short"]), at_s)
-    return Ticked(at_s)

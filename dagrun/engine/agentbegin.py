@@ -17,6 +17,7 @@ from dagrun.core.state import RunState
 from dagrun.core.workflow import Node, Workflow
 from dagrun.engine.bench import Command, Workbench
 from dagrun.engine.briefing import begin, task_of
+from dagrun.engine.outside import Hashes, kept
 from dagrun.engine.providers import Kit
 from dagrun.errors import EnvironmentFault, InputError, NotFoundError
 
@@ -39,10 +40,11 @@ def agent_command(
     kit, workflow = bench.agents(), state.plan.workflow
     assert node.agent is not None
     skills = [_skill(kit, name) for name in node.agent.skills]
+    hashes = Hashes(scope.hash_files)
     task = task_of(
         workflow,
         node,
-        scope=replace(scope, env=own),
+        scope=replace(scope, env=own, hash_files=hashes),
         inputs=scope.inputs or {},
         skills=skills,
         earlier=kit.groups.get(node.group) if node.group else None,
@@ -50,10 +52,14 @@ def agent_command(
         fake=kit.fake,
     )
     _price(kit, workflow, node)
-    kept: dict[str, Json] = {
+    used: dict[str, Json] = {
         s.name: {"digest": s.digest, "body": bench.context.put(s.body), "tools": _tools(s)} for s in skills
     }
-    start = begin(workflow, task, node, prices=kit.prices, provider=kit.source.name, skills=kept, fake=kit.fake)
+    start = begin(workflow, task, node, prices=kit.prices, provider=kit.source.name, skills=used, fake=kit.fake)
+    outside = kept(bench, node, scope.inputs or {}, own, hashes)
+    if outside:
+        start = replace(start, started={**start.started, "outside": outside})
+    env.pop("DAGRUN_PATCH", None)  # a model's patch is an answer that is judged as one, not a file of its tools
     level = held_of(workflow, node).isolation
     argv = worker_argv("python3" if level == "container" else "")
     cwd = ""

@@ -27,6 +27,7 @@ from dagrun.core.workflow import Node
 from dagrun.engine.bench import Workbench
 from dagrun.engine.briefing import RecordedSkill, task_of
 from dagrun.engine.inputs import hasher, resolve_inputs
+from dagrun.engine.outside import known_hashes, of_node
 from dagrun.engine.recording import (
     Call,
     Record,
@@ -108,6 +109,7 @@ def _audited(record: Record, home: str) -> tuple[list[Finding], dict[str, dict[N
             case AttemptFinished(node=node, attempt=number, outcome=outcome) if (node, number) in tasks:
                 finding = next(f for f in order if (f.node, f.attempt) == (node, number))
                 ended = _attempt(record, tasks[node, number], trials[node][-1], finding)
+                _excuse(trials[node][-1], finding)
                 group = trials[node][-1].node.group
                 if group and outcome is Outcome.COMPLETED and isinstance(ended, tuple):
                     said.setdefault(group, {})[node] = said_in(ended[0].briefing, ended[1].turns)
@@ -117,7 +119,16 @@ def _audited(record: Record, home: str) -> tuple[list[Finding], dict[str, dict[N
         trial = trials[finding.node][-1]
         if trial.number == finding.attempt and trial.finished is None:
             _attempt(record, tasks[finding.node, finding.attempt], trial, finding)
+            _excuse(trial, finding)
     return order, said
+
+
+def _excuse(trial: Trial, finding: Finding) -> None:
+    """Say so where nobody can tell: a journal from before such values were kept."""
+    depends = of_node(trial.node)
+    if finding.problem and depends and trial.started is not None and "outside" not in trial.started.agent:
+        why = f"it depends on {', '.join(depends)}, not in this journal"
+        finding.problem = f"can't be checked: {why}; {finding.problem}"
 
 
 # ---------------------------------------------------------------- what it began with
@@ -137,7 +148,7 @@ def _task(
         return "the journal has an agent where the plan has none"
     bench = _bench(record, state)
     try:
-        scope, inputs = _scope(bench, state, node)
+        scope, inputs = _scope(bench, state, node, _outside(record, event))
         skills = _skills(record, event, node, home, finding)
         task = task_of(
             state.plan.workflow,
@@ -174,14 +185,31 @@ def _bench(record: Record, state: RunState) -> Workbench:
     )
 
 
-def _scope(bench: Workbench, state: RunState, node: Node) -> tuple[ex.Scope, Mapping[str, Json]]:
+def _outside(record: Record, event: NodeStarted) -> dict[str, dict[str, Json]]:
+    """What an attempt read that no output explains, as it was kept: inputs, variables, digests of files."""
+    kept = cast("Mapping[str, Mapping[str, Json]]", event.agent.get("outside") or {})
+    where = f"{record.name}, node {event.node}, attempt {event.attempt}"
+    found: dict[str, dict[str, Json]] = {"hashes": dict(kept.get("hashes") or {})}
+    for kind in ("inputs", "env"):
+        refs = cast("Mapping[str, Mapping[str, Json]]", kept.get(kind) or {})
+        found[kind] = {name: read(record, ref, f"{where}, {kind} {name}") for name, ref in refs.items()}
+    return found
+
+
+def _scope(
+    bench: Workbench, state: RunState, node: Node, outside: Mapping[str, dict[str, Json]]
+) -> tuple[ex.Scope, Mapping[str, Json]]:
     """What the prompt of a node may read: its own variables and its inputs."""
     run: dict[str, Json] = {"id": bench.run_id, "workflow": bench.workflow, "dir": bench.project}
     env = {name: value for name, value in bench.base(node).items() if name not in node.secrets}
-    scope = ex.Scope(params=bench.params, env=env, run=run, hash_files=hasher(bench.project))
-    inputs = resolve_inputs(bench, state, node, scope)
+    hashed = known_hashes(dict(outside), hasher(bench.project))
+    scope = ex.Scope(params=bench.params, env=env, run=run, hash_files=hashed)
+    rest = {name: item for name, item in node.inputs.items() if name not in outside["inputs"]}
+    found = {**resolve_inputs(bench, state, replace(node, inputs=rest), scope), **outside["inputs"]}
+    inputs = {name: found[name] for name in node.inputs}
     scope = replace(scope, inputs=inputs)
-    own = {name: ex.render_text(ex.parse_template(text), scope) for name, text in node.env.items()}
+    known = {name: str(value) for name, value in outside["env"].items()}
+    own = {n: known[n] if n in known else ex.render_text(ex.parse_template(t), scope) for n, t in node.env.items()}
     return replace(scope, env=own), inputs
 
 

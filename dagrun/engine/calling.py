@@ -9,11 +9,21 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import TypeAlias
 
 from dagrun.agent.loop import step
-from dagrun.agent.messages import BILLED, Answer, CallFailed, Reply, Request, Usage, answer_from_json, answer_to_json
-from dagrun.agent.prices import Price, cost
+from dagrun.agent.messages import (
+    Answer,
+    CallFailed,
+    ErrorKind,
+    Reply,
+    Request,
+    answer_from_json,
+    answer_to_json,
+)
+from dagrun.agent.prices import classes_of
+from dagrun.agent.ratelimits import RateLimits
 from dagrun.agent.record import delta
 from dagrun.agent.router import Ask, Choice, Failure, GaveUp, OverBudget, choose
 from dagrun.agent.steps import Answered, CallModel, MoneyShort
@@ -25,6 +35,7 @@ from dagrun.core.spending import Scopes, books, scopes_of
 from dagrun.core.state import RunState
 from dagrun.engine import providers
 from dagrun.engine.bench import Workbench
+from dagrun.engine.closing import closing, scope_text, usage_counts
 from dagrun.engine.providers import Asked, Source
 from dagrun.engine.talk import Asking, Talk, left_s, log_failure, log_reply, log_results, reasons_json
 from dagrun.engine.timers import Timers
@@ -52,6 +63,8 @@ class Caller:
         self._short: dict[int, None] = {}  # the nodes that wait for money
         self._freed = False
         self._watch = Watch(poll)
+        self._classes = classes_of(state.plan.workflow.provider.classes)
+        self._limits = RateLimits(self._classes)
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------ what came
@@ -107,7 +120,11 @@ class Caller:
     def _settle(self, talk: Talk, asking: Asking, choice: Choice, answer: Answer, now: float, fold: Fold) -> Answer:
         """Journal what became of a call; the answer, or that it cost more than it could."""
         price = next(p for p in talk.begin.prices if p.model == choice.model)
-        ended, spent = _closing(talk, self._state.plan.ids[talk.node], answer, price, choice)
+        if isinstance(answer, CallFailed):
+            self._limits.failed(price, answer, _caller(talk, asking), asking.sent_m, now)
+        else:
+            self._limits.replied(price.model, asking.sent_m)
+        ended, spent = closing(talk, self._state.plan.ids[talk.node], answer, price, choice)
         duration_ms = answer.duration_ms if isinstance(answer, Reply) and answer.duration_ms else 0
         ended = replace(
             ended,
@@ -133,7 +150,7 @@ class Caller:
             cap = ledger.cap(scope)
             if cap and scope not in self._warned and ledger.spent(scope) * 100 >= cap * WARN_PERCENT:
                 self._warned.add(scope)
-                text = f"{dollars(ledger.spent(scope))} of the {dollars(cap)} of {_scope_text(scope)} are spent"
+                text = f"{dollars(ledger.spent(scope))} of the {dollars(cap)} of {scope_text(scope)} are spent"
                 fold(Warned(text=text, node=scope.removeprefix("node:") if scope.startswith("node:") else ""))
 
     # ------------------------------------------------------------ what is due
@@ -156,13 +173,19 @@ class Caller:
             node=node.id,
             call=f"{talk.number}.{due.turn}",
         )
-        patience_s = left_s(talk, node.timeout_s, now)
+        patience_s = left_s(talk, node.timeout_s, now) + asking.waited_s
         room = books(self._state).left(scopes)
-        decision = choose(talk.begin.prices, ask, room, asking.failures, patience_s=patience_s)
+        alone = self._alone(talk, asking, ask, now)
+        decision = choose(
+            talk.begin.prices, ask, room, asking.failures, patience_s=patience_s, alone=alone, classes=self._classes
+        )
         match decision:
+            case Choice() if self._bench.replay is not None and self._bench.replay.ends(node.id, talk.call + 1):
+                talk.waits = "delay"  # no such call was made: the end of the attempt is in the record
+                asking.again_m = inf
             case GaveUp():
                 asking.learn(decision.reasons)
-                self._gave_up(talk, asking, now)
+                self._gave_up(talk, asking, decision, now)
             case OverBudget():
                 asking.learn(decision.reasons)
                 self._wait_for_money(talk, scopes, decision.wanted, now)
@@ -173,6 +196,17 @@ class Caller:
             case Choice():
                 asking.learn(decision.reasons)
                 self._reserve(talk, asking, decision, scopes, fold)
+
+    def _alone(self, talk: Talk, asking: Asking, ask: Ask, now: float) -> dict[str, float]:
+        """For how long each model is left alone, as other calls were told; a replay goes by what was recorded."""
+        if self._bench.replay is not None:
+            return dict.fromkeys(self._bench.replay.left_alone(ask.node, talk.call + 1), inf)
+        found: dict[str, float] = {}
+        for price in talk.begin.prices:
+            left = self._limits.left_s(price.model, _caller(talk, asking), f"{ask.run_id}/{ask.node}/{ask.call}", now)
+            if left > 0:
+                found[price.model] = asking.waited_s + left
+        return found
 
     def _bound(self, asking: Asking) -> int:
         request = asking.effect.request
@@ -209,16 +243,17 @@ class Caller:
         else:
             reason = (
                 f"the next call may cost {dollars(wanted)}; {dollars(found.left)} of the "
-                f"{dollars(ledger.cap(found.scope) or 0)} of {_scope_text(found.scope)} are left"
+                f"{dollars(ledger.cap(found.scope) or 0)} of {scope_text(found.scope)} are left"
             )
         talk.asking = None
         talk.state = step(talk.begin.task, talk.state, MoneyShort(reason, talk.at_s(now)))
 
-    def _gave_up(self, talk: Talk, asking: Asking, now: float) -> None:
+    def _gave_up(self, talk: Talk, asking: Asking, decision: GaveUp, now: float) -> None:
         last = asking.last
         why = "; ".join(dict.fromkeys(f"{r.model or 'models'}: {r.text}" for r in asking.reasons))
         if last is None:
-            last = CallFailed(kind="bad_request", message=f"no model can be asked: {why or 'none is permitted'}")
+            kind: ErrorKind = "bad_request" if decision.kind == "no_model" else decision.kind
+            last = CallFailed(kind=kind, message=f"no model can be asked: {why or 'none is permitted'}")
         elif len(asking.failures) > 1:
             last = replace(last, message=f"{last.message} (after {len(asking.failures)} tries: {why})")
         elif more := [reason.text for reason in asking.reasons if reason.code != last.kind]:
@@ -269,7 +304,7 @@ class Caller:
                 books="release",
                 answer=self._bench.context.put(answer_to_json(reply)),
                 model=reply.model or request.model,
-                usage=_usage(reply.usage) if reply.usage is not None else (),
+                usage=usage_counts(reply.usage) if reply.usage is not None else (),
                 reused=found.origin,
             )
         )
@@ -332,34 +367,11 @@ class Caller:
         self._source.close()
 
 
+def _caller(talk: Talk, asking: Asking) -> str:
+    """Who asks: a turn of an attempt, with all its tries."""
+    return f"{talk.node}/{talk.number}/{asking.effect.turn}"
+
+
 def _is_cut(choice: Choice) -> bool:
     """Whether the money, not the model, is why the answer may be shorter than was asked for."""
     return any(reason.code == "fewer_tokens" for reason in choice.reasons)
-
-
-def _scope_text(scope: str) -> str:
-    if scope == "run":
-        return "the run"
-    kind, _, name = scope.partition(":")
-    return f"{kind} `{name}`"
-
-
-def _usage(usage: Usage) -> tuple[int, int, int, int, int]:
-    return usage.input, usage.output, usage.cached, usage.cache_written, usage.reasoning
-
-
-def _closing(talk: Talk, node: str, answer: Answer, price: Price, choice: Choice) -> tuple[CallEnded, int]:
-    """What an answer means for the books, and what was spent: what nobody knows to be free was billed."""
-    ended = CallEnded(node=node, attempt=talk.number, call=talk.call)
-    if isinstance(answer, CallFailed):
-        if answer.kind in BILLED:
-            return replace(ended, books="keep", spent=choice.reserve, error=answer.kind), choice.reserve
-        return replace(ended, books="release", error=answer.kind), 0
-    ended = replace(ended, model=answer.model or choice.model, first_token_ms=answer.first_token_ms)
-    try:
-        if answer.usage is not None:
-            spent = cost(answer.usage, price)
-            return replace(ended, books="settle", spent=spent, usage=_usage(answer.usage)), spent
-    except ValueError:
-        pass  # counts that are none: as good as missing
-    return replace(ended, books="keep", spent=choice.reserve), choice.reserve

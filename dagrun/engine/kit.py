@@ -13,7 +13,7 @@ from dagrun.agent.keys import key_values, missing
 from dagrun.agent.router import route
 from dagrun.core.agents import held_of, tiers_of, wish_of
 from dagrun.core.state import RunState
-from dagrun.core.workflow import Node, Provider, Workflow
+from dagrun.core.workflow import Fault, Node, Provider, Workflow
 from dagrun.engine.agentbegin import known_prices
 from dagrun.engine.providers import FakeSource, Kit, LiveSource, Source
 from dagrun.errors import EnvironmentFault, UsageError
@@ -84,6 +84,21 @@ def check_agents(workflow: Workflow, nodes: Iterable[Node], environ: Mapping[str
         )
 
 
+def patch_faults(state: RunState, nodes: Mapping[str, Node], environ: Mapping[str, str]) -> list[Fault]:
+    """Why agents among the nodes that a patch brings to a run, or changes, would fail at their start."""
+    from dagrun.agent import checks
+
+    base = _base(state.plan.workflow, state.created.project)
+    known = known_prices(state)
+    return checks.patch_faults(state.plan.workflow, nodes, base, environ.get("HOME", ""), known=known)
+
+
+def _base(workflow: Workflow, project: str) -> str:
+    """The folder that what a workflow names is relative to."""
+    file = "" if workflow.file == "<stdin>" else workflow.file
+    return os.path.dirname(os.path.normpath(os.path.join(project, file))) if file else project
+
+
 def _models(workflow: Workflow, node: Node) -> tuple[str, ...]:
     assert node.agent is not None
     tiers = tiers_of(workflow, fake=False)
@@ -103,11 +118,10 @@ def make_kit(
     workflow = state.plan.workflow
     provider = workflow.provider
     source = _source(provider, environ, exempt) if replay is None else replay
-    file = "" if workflow.file == "<stdin>" else workflow.file
     return Kit(
         source=source,
         prices=known_prices(state) if replay is None else replay.prices(),
-        base=os.path.dirname(os.path.normpath(os.path.join(project, file))) if file else project,
+        base=_base(workflow, project),
         home=environ.get("HOME", ""),
         secret=key_values(environ),
         fake=provider.kind == "fake",

@@ -9,7 +9,7 @@ from shutil import copyfile
 from typing import cast
 
 from dagrun.agent.replay import ReplayMiss
-from dagrun.core.event import AttemptFinished
+from dagrun.core.event import AttemptFinished, CallEnded, CallReserved, ToolEnded
 from dagrun.core.names import Json
 from dagrun.core.workflow import Node, node_to_json
 from dagrun.engine.bench import Command
@@ -18,6 +18,29 @@ from dagrun.store.context import ContextStore
 
 HINT = "the workflow has changed since it was recorded: run it, or undo the change"
 _UNSEEN = frozenset({"title", "estimate_s"})  # what a node may change without doing anything else
+_WAITS = frozenset({"limited", "waits_too_long"})
+
+
+class Present:
+    """The present attempt of an agent: what of it happened, of what was answered when it was recorded."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.done = 0
+        self.over = False
+        deeds = [event for _, _, event in trial.deeds]
+        self.reserved = [event for event in deeds if isinstance(event, CallReserved)]
+        self.answered = sum(isinstance(e, ToolEnded) or (isinstance(e, CallEnded) and bool(e.answer)) for e in deeds)
+        self.ends_asking = bool(deeds) and isinstance(deeds[-1], CallEnded)
+        self.last = trial.deeds[-1][0] if deeds else trial.begun
+
+    def left_alone(self, call: int) -> list[str]:
+        """The models that were passed over for a call because they would have to wait."""
+        if call > len(self.reserved):
+            return []
+        asked = self.reserved[call - 1]
+        told = [cast("list[str]", reason) for reason in asked.reasons]
+        return [model for model, code, _ in told if code in _WAITS and model != asked.model]
 
 
 def end_of(

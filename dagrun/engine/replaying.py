@@ -23,13 +23,11 @@ from dagrun.agent.prompt import ToolOutput
 from dagrun.agent.replay import Clean, Replay, ReplayMiss, tool_difference
 from dagrun.core.event import (
     AttemptFinished,
-    CallEnded,
     EngineAttached,
     Event,
     NodeSkipped,
     NodeStarted,
     ReviewRequested,
-    ToolEnded,
     ToolsListed,
     event_type,
 )
@@ -39,7 +37,7 @@ from dagrun.core.workflow import Node
 from dagrun.engine.attempt import Ending
 from dagrun.engine.bench import Workbench
 from dagrun.engine.providers import Answered, Asked, Never, News
-from dagrun.engine.recordedends import HINT, apart, copy_artifacts, end_of, outputs_of
+from dagrun.engine.recordedends import HINT, Present, apart, copy_artifacts, end_of, outputs_of
 from dagrun.engine.recording import Record, Trial, calls_of, read, recording_of, repeated
 from dagrun.engine.retold import tell
 
@@ -57,19 +55,6 @@ class _Held(NamedTuple):
 
 
 _BY_CLOCK = frozenset({Outcome.TIMED_OUT, Outcome.CANCELLED})
-
-
-class _Now:
-    """The present attempt of an agent: what of it happened, of what was answered when it was recorded."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
-        self.done = 0
-        self.over = False
-        deeds = [event for _, _, event in trial.deeds]
-        self.answered = sum(isinstance(e, ToolEnded) or (isinstance(e, CallEnded) and bool(e.answer)) for e in deeds)
-        self.ends_asking = bool(deeds) and isinstance(deeds[-1], CallEnded)
-        self.last = trial.deeds[-1][0] if deeds else trial.begun
 
 
 class Replayer:
@@ -90,7 +75,7 @@ class Replayer:
         self._held = [_Held(position, 0, event) for position, event in story.outside]  # in order: a heap
         self._evidence = {node: deque(shown) for node, shown in story.evidence.items()}
         self._replay = Replay(recording_of(record, story.trials), clean)
-        self._now: dict[NodeId, _Now] = {}
+        self._now: dict[NodeId, Present] = {}
         self._coming: dict[tuple[NodeId, str], deque[int]] = defaultdict(deque)
         self._find_calls()
         self._facts: list[Event] = []
@@ -171,7 +156,7 @@ class Replayer:
             return False
         if node.agent is not None and trial.started is not None:
             made.sandbox = made.sandbox if self.run_tools else trial.started.sandbox
-            now = self._now[node.id] = _Now(trial)
+            now = self._now[node.id] = Present(trial)
             if trial.finished is not None and trial.finished.outcome in _BY_CLOCK and now.ends_asking:
                 self._end_it(node.id)
             return False
@@ -367,6 +352,23 @@ class Replayer:
         if differs:
             text = f"node `{node}`, {call.name}: its result differs from the recorded one:\n{differs}"
             raise ReplayMiss(text, hint=_RERUN)
+
+    # ------------------------------------------------------------ decisions that went by the clock
+
+    def left_alone(self, node: NodeId, call: int) -> list[str]:
+        """The models that were passed over for a call of the present attempt because they would have to wait."""
+        now = self._now.get(node)
+        return now.left_alone(call) if now is not None else []
+
+    def ends(self, node: NodeId, call: int) -> bool:
+        """Whether the present attempt failed before this call of it was made; its end comes from the record then."""
+        now = self._now.get(node)
+        if now is None or now.trial.finished is None or now.trial.finished.outcome is not Outcome.FAILED:
+            return False
+        if call <= len(now.reserved):
+            return False
+        self._end_it(node)
+        return True
 
     def unused(self) -> dict[NodeId, int]:
         """How many recorded calls of each node nobody asked for (yet)."""

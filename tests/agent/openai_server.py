@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Literal, Self
 
 Mode = Literal[
     "answer",
     "error",  # `status`, `headers`, `error` as the body
+    "limited",  # 429, and how long yet, until `latency_s` after the first request; then it answers
     "hang",  # takes the request and says nothing
     "cut",  # closes the connection without a byte
     "cut_after_head",  # status line and headers, then closes
@@ -27,6 +30,8 @@ Mode = Literal[
     "error_event",  # 200, then an error in the stream
     "error_after_text",
     "whole",  # 200 with one JSON answer though a stream was asked for
+    "raw",  # `status`, `headers` and `body` as they are; then it closes if `missing` bytes more were promised
+    "held",  # the same, but it does not close
     "redirect",
 ]
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
@@ -50,6 +55,8 @@ class Behaviour:
     headers: Mapping[str, str] = field(default_factory=dict)
     error: Mapping[str, Any] = field(default_factory=lambda: {"message": "it went wrong", "type": "some_error"})
     answers_as: str = ""  # the model that it says it is
+    body: bytes = b""
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Seen:
     path: str
     headers: Mapping[str, str]
     raw: bytes
+    at_m: float = field(default_factory=monotonic)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -97,7 +105,11 @@ class Server:
         """The requests for this model, in order."""
         return [one for one in list(self.requests) if one.model == model]
 
-    def __enter__(self) -> Server:
+    def behaviour(self, seen: Seen) -> Behaviour:
+        """What is done with a request."""
+        return self.behaviours.get(seen.model, Behaviour())
+
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
         return self
@@ -138,7 +150,7 @@ class Server:
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection stays open for another request."""
-        b = self.behaviours.get(seen.model, Behaviour())
+        b = self.behaviour(seen)
         talk = _Anthropic(seen, b) if seen.path.endswith("/messages") else _OpenAI(seen, b)
         match b.mode:
             case "hang":
@@ -161,6 +173,17 @@ class Server:
             case "error":
                 kind = {"Content-Type": "application/json", **b.headers}
                 return await _send(writer, b.status, kind, json.dumps(talk.error()).encode())
+            case "limited":
+                left_s = self.seen(seen.model)[0].at_m + b.latency_s - monotonic()
+                if left_s > 0:
+                    wait = {"Content-Type": "application/json", "Retry-After": str(math.ceil(left_s))}
+                    return await _send(writer, 429, wait, json.dumps(talk.error()).encode())
+                b = replace(b, mode="answer", latency_s=0.0)
+                talk = _Anthropic(seen, b) if seen.path.endswith("/messages") else _OpenAI(seen, b)
+            case "raw" | "held":
+                writer.write(_head(b.status, {**b.headers, "Content-Length": str(len(b.body) + b.missing)}) + b.body)
+                await writer.drain()
+                return not b.missing or (b.mode == "held" and bool(await reader.read(1)))
         await self._gather(b.together)
         await asyncio.sleep(b.latency_s if b.mode != "drip_text" else 0)
         if b.mode == "whole" or not seen.body.get("stream"):
@@ -240,7 +263,12 @@ class _OpenAI:
         return {"error": dict(self._b.error)}
 
     def whole(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self._b.text}
+        message: dict[str, Any] = {"role": "assistant", "content": self._b.text or None}
+        calls = [
+            {"id": n, "type": "function", "function": {"name": f, "arguments": a}} for n, f, a in self._b.tool_calls
+        ]
+        message |= {"tool_calls": calls} if calls else {}
+        message |= {"refusal": self._b.refusal or None, "reasoning_content": self._b.reasoning or None}
         choice = {"index": 0, "message": message, "finish_reason": self._finish()}
         usage = {} if self._b.usage is None else {"usage": dict(self._b.usage)}
         return {**self._head, "object": "chat.completion", "choices": [choice], **usage}

@@ -5,10 +5,12 @@ These hold litellm to what was measured of it: they decide whether another versi
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -367,6 +369,60 @@ def test_an_error_in_the_stream_before_any_text(server: Server, talk: Talk, mode
     assert "it went wrong" in failed.message
 
 
+BEGUN = {"role": "assistant", "content": ""}
+CALLING = {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "Read", "arguments": "{"}}]}
+
+
+@pytest.mark.parametrize("delta", [BEGUN, CALLING, {"reasoning_content": "I think"}], ids=["role", "tool", "thought"])
+@pytest.mark.parametrize(
+    "then",
+    [b'data: {"error": {"message": "overloaded", "code": 503}}\n\n', b"data: {oops\n\n", b""],
+    ids=["error", "noise", "end"],
+)
+def test_an_error_after_any_part_of_an_answer_is_presumed_billed(
+    server: Server, talk: Talk, model: str, delta: object, then: bytes
+) -> None:
+    chunk = {**WHOLE, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
+    body = b"data: " + json.dumps(chunk).encode() + b"\n\n" + then
+    b = replace(raw(body, "text/event-stream"), missing=0 if then else 9)
+    failed = talk.failure(request(answering(server, model, b)))
+    assert failed.kind == "cut"
+    assert len(server.seen(model)) == 1
+
+
+NAUGHT: dict[str, object] = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+@pytest.mark.parametrize("mode", ["answer", "whole"])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {**NAUGHT, "prompt_tokens": -3},
+        {**NAUGHT, "completion_tokens": -1},
+        {**NAUGHT, "completion_tokens": float("nan")},
+        {**NAUGHT, "completion_tokens": float("inf")},
+        {**NAUGHT, "completion_tokens": 4.5},
+        {**NAUGHT, "completion_tokens": "four"},
+        {**NAUGHT, "completion_tokens": [4]},
+        {**NAUGHT, "completion_tokens": {"a": 1}},
+        {**NAUGHT, "prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+        {**NAUGHT, "prompt_tokens_details": {"cached_tokens": -1}},
+        {**NAUGHT, "completion_tokens_details": {"reasoning_tokens": "many"}},
+        {**NAUGHT, "prompt_tokens_details": "none"},
+        {"tokens": 7},
+    ],
+    ids=str,
+)
+def test_usage_that_can_not_be_is_none_or_less_is_never_believed(
+    server: Server, talk: Talk, model: str, mode: str, usage: dict[str, object]
+) -> None:
+    answer = talk.wait(talk.ask(request(answering(server, model, Behaviour(mode=mode, usage=usage)))))  # type: ignore[arg-type]
+    counted = answer.usage if isinstance(answer, Reply) else None
+    assert counted is None or (counted.input >= 3 and counted.output >= 4), answer
+    assert isinstance(answer, Reply) or answer.kind == "cut", answer
+    assert len(server.seen(model)) == 1
+
+
 def test_a_web_page_is_no_answer(server: Server, talk: Talk, model: str) -> None:
     failed = talk.failure(request(answering(server, model, Behaviour(mode="html"))))
     assert failed.kind == "bad_request"
@@ -374,10 +430,133 @@ def test_a_web_page_is_no_answer(server: Server, talk: Talk, model: str) -> None
     assert len(server.seen(model)) == 1
 
 
-def test_an_answer_in_one_piece_is_presumed_billed(server: Server, talk: Talk, model: str) -> None:
-    failed = talk.failure(request(answering(server, model, Behaviour(mode="whole"))))
+# ---------------------------------------------------------------- answers in one piece
+
+
+WHOLE = {"id": "1", "object": "chat.completion", "created": 1, "model": "local"}
+
+
+def whole(message: object, **more: object) -> bytes:
+    """An answer in one piece, as local servers write it."""
+    return json.dumps(
+        {**WHOLE, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], **more}
+    ).encode()
+
+
+def raw(body: bytes, kind: str = "application/json", **more: str) -> Behaviour:
+    return Behaviour(mode="raw", body=body, headers={"Content-Type": kind, **more} if kind else more)
+
+
+def test_an_answer_in_one_piece_is_an_answer(server: Server, talk: Talk, model: str) -> None:
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 20,
+        "total_tokens": 120,
+        "prompt_tokens_details": {"cached_tokens": 60},
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    b = Behaviour(mode="whole", text="It is — whole.", usage=usage, reasoning="I think", answers_as=f"{model}-1")
+    number = talk.ask(request(answering(server, model, b)))
+    reply = talk.wait(number)
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.finish, reply.tool_calls, reply.model) == ("It is — whole.", "stop", (), f"{model}-1")
+    assert reply.usage == Usage(input=100, output=20, cached=60, cache_written=0, reasoning=5)
+    assert "".join(talk.said(number)) == "It is — whole."
+    assert len(server.seen(model)) == 1
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}])
+def test_one_piece_without_usage_has_none(server: Server, talk: Talk, model: str, usage: dict[str, int] | None) -> None:
+    reply = talk.reply(request(answering(server, model, Behaviour(mode="whole", usage=usage))))
+    assert (reply.text, reply.usage) == ("Hello from the server.", None)
+
+
+def test_tool_calls_in_one_piece(server: Server, talk: Talk, model: str) -> None:
+    calls = (("c1", "Read", '{"path": "a.txt"}'), ("c2", "Bash", '{"command": "ls'), ("", "Glob", ""))
+    reply = talk.reply(request(answering(server, model, Behaviour(mode="whole", text="", tool_calls=calls))))
+    assert (reply.text, reply.finish) == ("", "tool_calls")
+    assert reply.tool_calls == (
+        ToolCall(id="c1", name="Read", arguments={"path": "a.txt"}),
+        ToolCall(id="c2", name="Bash", arguments=None, text='{"command": "ls'),
+        ToolCall(id="call_2", name="Glob", arguments={}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "finish", "text"),
+    [
+        (Behaviour(mode="whole", finish="length"), "length", "Hello from the server."),
+        (Behaviour(mode="whole", text="", refusal="I can't."), "refused", "I can't."),
+        (raw(whole({"role": "assistant", "content": "hi"})), "stop", "hi"),
+        (raw(json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()), "stop", "hi"),
+        (raw(b"\xef\xbb\xbf \r\n" + whole({"content": "hi"}), "text/plain; charset=utf-8"), "stop", "hi"),
+        (raw(whole({"content": "hi"}), ""), "stop", "hi"),
+        (raw(gzip.compress(whole({"content": "hi"})), **{"Content-Encoding": "gzip"}), "stop", "hi"),
+        (raw(whole({"content": "x" * 3_000_000})), "stop", "x" * 3_000_000),
+        (raw(whole({"content": 'data: [DONE]\n\ndata: {"a": 1}'})), "stop", 'data: [DONE]\n\ndata: {"a": 1}'),
+    ],
+    ids=["length", "refusal", "stop", "sparse", "plain", "untyped", "packed", "large", "hostile"],
+)
+def test_whole_answers_of_many_kinds(
+    server: Server, talk: Talk, model: str, behaviour: Behaviour, finish: str, text: str
+) -> None:
+    reply = talk.reply(request(answering(server, model, behaviour)))
+    assert (reply.finish, reply.text) == (finish, text)
+    assert len(server.seen(model)) == 1
+
+
+STREAM = b"".join(
+    b"data: " + json.dumps({**WHOLE, "object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
+    for choice in (
+        {"index": 0, "delta": {"content": "streamed"}, "finish_reason": None},
+        {"index": 0, "delta": {}, "finish_reason": "stop"},
+    )
+)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", ""])
+def test_a_stream_by_a_wrong_name_is_a_stream(server: Server, talk: Talk, model: str, kind: str) -> None:
+    b = raw(b": hello\n\n" + STREAM + b"data: [DONE]\n\n", kind)
+    reply = talk.reply(request(answering(server, model, b)))
+    assert (reply.text, reply.finish) == ("streamed", "stop")
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        replace(raw(whole({"content": "hi"})), missing=9),
+        replace(raw(whole({"content": "hi"})[:-9])),
+        raw(b"{}"),
+        raw(b'"hi"'),
+        raw(b""),
+        raw(b"[" * 100_000),
+        raw(b'{"a":' * 100_000),
+        raw(json.dumps({**WHOLE, "choices": []}).encode()),
+        raw(json.dumps({**WHOLE, "choices": [{"text": "of another interface"}]}).encode()),
+    ],
+    ids=["broken", "torn", "empty", "text", "nothing", "deep", "deeper", "no-choice", "no-message"],
+)
+def test_what_is_no_whole_answer_is_presumed_billed(
+    server: Server, talk: Talk, model: str, behaviour: Behaviour
+) -> None:
+    failed = talk.failure(request(answering(server, model, behaviour)))
     assert failed.kind == "cut"
-    assert "in one piece" in failed.message
+    assert len(server.seen(model)) == 1
+
+
+def test_an_error_in_one_piece_that_is_called_a_success(server: Server, talk: Talk, model: str) -> None:
+    told, whole_error = (
+        talk.failure(request(answering(server, model, b)))
+        for b in (Behaviour(mode="error_event"), raw(json.dumps({"error": {"message": "it went wrong"}}).encode()))
+    )
+    assert (whole_error.kind, whole_error.status) == (told.kind, told.status)
+    assert "it went wrong" in whole_error.message
+
+
+def test_one_piece_that_never_ends_is_left_in_time(server: Server, talk: Talk, model: str) -> None:
+    b = replace(raw(whole({"content": "hi"})), mode="held", missing=9)
+    failed = talk.failure(request(answering(server, model, b)), timeout_s=1.0)
+    assert failed.kind == "timeout"
 
 
 def test_a_redirect_is_not_followed(server: Server, talk: Talk, model: str) -> None:

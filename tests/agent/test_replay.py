@@ -1,7 +1,7 @@
 """Replay: the same questions get the recorded answers, any other is a miss that can be understood.
 
-Whole agents run here: the loop, the fake provider and the real tools on a folder, killed anywhere,
-gone on with, and played again from the record without provider or tools.
+Whole agents run here: the loop, the fake provider and the real tools on a folder, played again from the
+record without provider or tools.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from dagrun.agent.loop import START, Answered, CallModel, Event, Finish, Task, T
 from dagrun.agent.messages import Answer, CallFailed, Message, Reply, Request, ToolCall
 from dagrun.agent.prompt import Briefing, ToolOutput, words_of
 from dagrun.agent.replay import (
+    RecordedCall,
+    RecordedTool,
     Recording,
     Replay,
     ReplayMiss,
-    call_line,
+    canonical,
     difference,
-    read,
     tool_difference,
-    tool_line,
 )
-from dagrun.agent.steps import event_from_json, event_to_json
 from dagrun.agent.tools import catalogue
 from dagrun.agent.toolworker import TOOLS
 from dagrun.core import expression as ex
 from dagrun.core.names import Json, Outcome
-from dagrun.errors import InputError
 
 SCHEMA: Json = {"type": "object", "properties": {"bugs": {"type": "integer"}}, "required": ["bugs"]}
 RULES = """\
@@ -52,10 +50,6 @@ rules:
   - {node: fixer, last: "^no match", text: "Fixed it, I think."}
   - {node: fixer, last: "not valid against", text: '{"bugs": 1}'}
 """
-
-
-class Killed(Exception):
-    """The driver dies here."""
 
 
 @dataclass
@@ -84,17 +78,24 @@ class Place:
 
 @dataclass
 class Kept:
-    """What survives a kill: the events of the attempt, the record of its calls. The kill comes after `writes`."""
+    """What a run leaves: the events of the attempt, the record of its calls."""
 
-    events: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    writes: int = -1
+    events: list[Event] = field(default_factory=list)
+    calls: list[RecordedCall] = field(default_factory=list)
+    tools: list[RecordedTool] = field(default_factory=list)
 
-    def write(self, where: list[str], line: str) -> None:
-        where.append(line)
-        self.writes -= 1
-        if self.writes == 0:
-            raise Killed
+    @property
+    def recording(self) -> Recording:
+        return Recording(tuple(self.calls), tuple(self.tools))
+
+
+def asked(number: int, request: Request, answer: Answer, node: str = "a") -> RecordedCall:
+    return RecordedCall(node=node, number=number, digest=request.digest(), answer=answer, request=request)
+
+
+def used(number: int, call: ToolCall, output: ToolOutput, node: str = "a") -> RecordedTool:
+    arguments = canonical(dict(call.arguments or {}))
+    return RecordedTool(node=node, number=number, name=call.name, arguments=arguments, output=output)
 
 
 def task_of(project: Path, words: str = "Fix what ${{ inputs.report }} says.") -> Task:
@@ -108,30 +109,27 @@ def task_of(project: Path, words: str = "Fix what ${{ inputs.report }} says.") -
     )
 
 
-def run(task: Task, place: Place, kept: Kept, bought: Replay | None = None) -> Finish:
-    """Drive an agent from where its record ends, as an engine does; replies in `bought` are not bought again."""
-    state = fold(task, [event_from_json(json.loads(line)) for line in kept.events])
+def run(task: Task, place: Place, kept: Kept) -> Finish:
+    """Drive an agent, as an engine does."""
+    state = START
     while not isinstance(due := effect(task, state), Finish):
         if isinstance(due, CallModel):
-            event: Event = Answered(_answer(due, place, kept, bought))
+            event: Event = Answered(_answer(due, place, kept))
         else:
             output = place.tool(due.call)
-            kept.lines.append(tool_line("fixer", due.number, due.call, output))
+            kept.tools.append(used(due.number, due.call, output, "fixer"))
             event = ToolReturned(due.number, output.ok, output.text)
         state = fold(task, [event], state)
-        kept.write(kept.events, json.dumps(event_to_json(event)))
+        kept.events.append(event)
     return due
 
 
-def _answer(due: CallModel, place: Place, kept: Kept, bought: Replay | None) -> Answer:
+def _answer(due: CallModel, place: Place, kept: Kept) -> Answer:
     """A model call with its tries, as a router makes them, each recorded as soon as it is over."""
     request = replace(due.request, model="fake/small")
-    known = bought.reuse("fixer", request) if bought is not None else None
-    if known is not None:
-        return known
     for tries in (1, 2, 3):
         answer = place.answer(request, due.turn, tries)
-        kept.write(kept.lines, call_line("fixer", len(kept.lines) + 1, request, answer))
+        kept.calls.append(asked(len(kept.calls) + 1, request, answer, "fixer"))
         if isinstance(answer, Reply):
             break
     return answer
@@ -181,42 +179,7 @@ def test_a_whole_agent_repairs_a_file(make: Callable[[], Place]) -> None:
     assert (place.project / "out/log.txt").read_text() == "fixed one"
     # the call that the rules forbid never reached a tool, the path outside was refused by it
     assert [json.loads(line)[0] for line in place.ran] == ["Grep", "Read", "Edit", "Read", "Write", "Grep"]
-    assert "secret" not in "".join(kept.events)
-
-
-def test_killed_anywhere_it_ends_the_same_and_buys_nothing_twice(make: Callable[[], Place]) -> None:
-    place, whole = make(), Kept()
-    task = task_of(place.project)
-    ended = run(task, place, whole)
-    writes = len(whole.events) + sum('"call"' in line for line in whole.lines)
-    assert writes == 17
-    for at in range(1, writes):
-        first, kept = make(), Kept(writes=at)
-        with pytest.raises(Killed):
-            run(task, first, kept)
-        kept.writes = -1
-        bought = Replay(read(kept.lines))
-        rest = Place(first.project)
-        assert run(task, rest, kept, bought) == ended
-        assert kept.events == whole.events
-        assert first.bought + rest.bought == place.bought
-        assert first.ran + rest.ran == place.ran
-
-
-def test_another_attempt_after_a_crash_buys_only_what_is_new(make: Callable[[], Place]) -> None:
-    place, kept = make(), Kept(writes=9)
-    task = task_of(place.project)
-    with pytest.raises(Killed):
-        run(task, place, kept)
-    # the folder is as it was, the events are gone with the attempt, the replies are not
-    again = make()
-    ended = run(task, again, Kept(), Replay(read(kept.lines)))
-    assert ended.outcome is Outcome.COMPLETED
-    whole = make()
-    run(task, whole, Kept())
-    assert len(place.bought) == 2
-    assert again.bought == whole.bought[2:]
-    assert again.ran == whole.ran
+    assert "secret" not in str(kept.events)
 
 
 # ---------------------------------------------------------------- replay of them
@@ -233,10 +196,10 @@ def recorded(make: Callable[[], Place]) -> tuple[Task, Kept, Finish]:
 
 def test_a_recorded_agent_plays_again_without_provider_and_tools(recorded: tuple[Task, Kept, Finish]) -> None:
     task, kept, found = recorded
-    replay = Replay(read(kept.lines))
+    replay = Replay(kept.recording)
     ended, events = play(task, replay)
     assert ended == found
-    assert [json.dumps(event_to_json(event)) for event in events] == kept.events
+    assert events == kept.events
     assert replay.unused() == {}
 
 
@@ -244,7 +207,7 @@ def test_one_changed_word_of_a_prompt_is_a_miss_that_shows_it(recorded: tuple[Ta
     task, kept, _ = recorded
     changed = task_of(Path(task.project), "Fix what ${{ inputs.report }} tells.")
     with pytest.raises(ReplayMiss) as caught:
-        play(changed, Replay(read(kept.lines)))
+        play(changed, Replay(kept.recording))
     assert "node `fixer` asks a model something that was not recorded. The nearest is its call 1:" in str(caught.value)
     assert "- message 2 (user), character 39 of" in str(caught.value)
     assert "below] says." in str(caught.value)
@@ -252,32 +215,43 @@ def test_one_changed_word_of_a_prompt_is_a_miss_that_shows_it(recorded: tuple[Ta
     assert caught.value.exit_code == 6
 
 
+def with_answer(kept: Kept, number: int, text: str) -> Recording:
+    """The recording with another text in one answer."""
+    call = kept.calls[number - 1]
+    assert isinstance(call.answer, Reply)
+    calls = [*kept.calls]
+    calls[number - 1] = replace(call, answer=replace(call.answer, text=text))
+    return Recording(tuple(calls), tuple(kept.tools))
+
+
 def test_one_changed_reply_changes_what_follows(recorded: tuple[Task, Kept, Finish]) -> None:
     task, kept, found = recorded
-    last = next(line for line in reversed(kept.lines) if '"call"' in line)
-    lines = [line if line is not last else line.replace('\\"bugs\\": 1', '\\"bugs\\": 2') for line in kept.lines]
-    assert play(task, Replay(read(lines)))[0].outputs == {"bugs": 2}
+    assert play(task, Replay(with_answer(kept, len(kept.calls), '{"bugs": 2}')))[0].outputs == {"bugs": 2}
     assert found.outputs == {"bugs": 1}
-    early = [line.replace('"text": "I look."', '"text": "I see."', 1) for line in kept.lines]
     with pytest.raises(ReplayMiss) as caught:
-        play(task, Replay(read(early)))
+        play(task, Replay(with_answer(kept, 2, "I see.")))
     assert "message 3 (assistant)" in str(caught.value)
     assert '+ message 3 (assistant), character 3 of 6: "I see."' in str(caught.value)
 
 
 def test_one_changed_result_changes_what_follows(recorded: tuple[Task, Kept, Finish]) -> None:
     task, kept, _ = recorded
-    lines = [line.replace("x = 1  # BUG", "x = 2  # BUG") if '"tool": 2' in line else line for line in kept.lines]
+    first, second, *rest = kept.tools
+    changed = replace(second, output=ToolOutput(True, second.output.text.replace("x = 1", "x = 2")))
     with pytest.raises(ReplayMiss) as caught:
-        play(task, Replay(read(lines)))
+        play(task, Replay(Recording(tuple(kept.calls), (first, changed, *rest))))
     assert "x = 2" in str(caught.value)
 
 
 def test_a_changed_tool_call_is_a_miss_that_shows_it(recorded: tuple[Task, Kept, Finish]) -> None:
     task, kept, _ = recorded
-    lines = [line.replace('"file_path": "src/a.py"', '"file_path": "src/b.py"', 1) for line in kept.lines[:2]]
+    call = kept.calls[1]
+    assert isinstance(call.answer, Reply)
+    grep, look = call.answer.tool_calls
+    answer = replace(call.answer, tool_calls=(grep, replace(look, arguments={"file_path": "src/b.py"})))
+    calls = (kept.calls[0], replace(call, answer=answer), *kept.calls[2:])
     with pytest.raises(ReplayMiss) as caught:
-        play(task, Replay(read([*lines, *kept.lines[2:]])))
+        play(task, Replay(Recording(calls, tuple(kept.tools))))
     assert "calls Read in a way that was not recorded. The nearest is its tool call 2:" in str(caught.value)
     assert '+ arguments, character 19 of 24: "{\\"file_path\\":\\"src/b.py\\"}"' in str(caught.value)
 
@@ -288,8 +262,8 @@ ASKED = Request(model="m", messages=(Message(role="system", content="S"), Messag
 BUSY = CallFailed(kind="rate_limit", message="slow", status=429, retry_after_s=2.0)
 
 
-def recording(*answers: Answer, node: str = "a", request: Request = ASKED, whole: bool = True) -> Recording:
-    return read([call_line(node, n, request, answer, whole=whole) for n, answer in enumerate(answers, 1)])
+def recording(*answers: Answer, request: Request = ASKED) -> Recording:
+    return Recording(tuple(asked(n, request, answer) for n, answer in enumerate(answers, 1)))
 
 
 def test_the_same_question_gets_the_recorded_answers_in_their_order() -> None:
@@ -299,12 +273,6 @@ def test_the_same_question_gets_the_recorded_answers_in_their_order() -> None:
         replay.answer("a", ASKED)
 
 
-def test_the_order_is_that_of_the_numbers_not_of_the_lines() -> None:
-    lines = [call_line("a", n, ASKED, Reply(text=str(n))) for n in (3, 1, 2)]
-    replay = Replay(read(lines))
-    assert [replay.answer("a", ASKED) for _ in range(3)] == [Reply(text="1"), Reply(text="2"), Reply(text="3")]
-
-
 def test_nodes_have_answers_of_their_own() -> None:
     replay = Replay(recording(Reply(text="x")))
     with pytest.raises(ReplayMiss, match="no call of this node was recorded"):
@@ -312,28 +280,15 @@ def test_nodes_have_answers_of_their_own() -> None:
     assert replay.unused() == {"a": 1}
 
 
-def test_reuse_takes_replies_only_and_each_once() -> None:
-    replay = Replay(recording(BUSY, Reply(text="1"), BUSY, Reply(text="2")))
-    assert [replay.reuse("a", ASKED) for _ in range(3)] == [Reply(text="1"), Reply(text="2"), None]
-    assert Replay(recording(BUSY)).reuse("a", ASKED) is None
-    assert Replay(recording(Reply(text="1"))).reuse("a", replace(ASKED, max_tokens=1)) is None
-
-
 def test_the_nearest_is_the_one_that_shares_most() -> None:
     user = ASKED.messages[1]
     near = replace(ASKED, messages=(ASKED.messages[0], replace(user, content="one two!")))
     far = replace(ASKED, messages=(ASKED.messages[0], replace(user, content="else"), user))
     other = replace(ASKED, model="other", messages=(replace(ASKED.messages[0], content="T"), user))
-    lines = [call_line("a", n, request, Reply()) for n, request in enumerate((far, other, near), 1)]
+    calls = tuple(asked(n, request, Reply()) for n, request in enumerate((far, other, near), 1))
     with pytest.raises(ReplayMiss) as caught:
-        Replay(read(lines)).answer("a", ASKED)
+        Replay(Recording(calls)).answer("a", ASKED)
     assert "The nearest is its call 3:" in str(caught.value)
-
-
-def test_without_requests_a_miss_says_that_there_are_only_digests() -> None:
-    with pytest.raises(ReplayMiss, match="only the digests of its 1 calls were kept"):
-        Replay(recording(Reply(), whole=False)).answer("a", replace(ASKED, model="n"))
-    assert Replay(recording(Reply(text="x"), whole=False)).answer("a", ASKED) == Reply(text="x")
 
 
 def test_differences_are_short_lines() -> None:
@@ -393,33 +348,10 @@ def test_tools_that_are_really_run_are_compared() -> None:
 
 
 def test_a_tool_that_was_never_called_is_a_miss() -> None:
-    line = tool_line("a", 1, ToolCall(id="x", name="Read", arguments={"file_path": "a"}), ToolOutput(True, "A"))
-    replay = Replay(read([line]))
+    tool = used(1, ToolCall(id="x", name="Read", arguments={"file_path": "a"}), ToolOutput(True, "A"))
+    replay = Replay(Recording(tools=(tool,)))
     with pytest.raises(ReplayMiss, match="it used Read"):
         replay.tool("a", ToolCall(id="x", name="Bash", arguments={}))
     assert replay.tool("a", ToolCall(id="other", name="Read", arguments={"file_path": "a"})) == ToolOutput(True, "A")
     with pytest.raises(ReplayMiss, match="only once"):
         replay.tool("a", ToolCall(id="x", name="Read", arguments={"file_path": "a"}))
-
-
-# ---------------------------------------------------------------- files that are none
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda line: line[:-20], "no recorded call"),
-        (lambda line: "[]", "no recorded call"),
-        (lambda line: "{}", "no recorded call"),
-        (lambda line: line.replace('"v": 1', '"v": 2'), "format 2 of a recording"),
-        (lambda line: line.replace("one two", "one too"), "not the one that its digest is of"),
-        (lambda line: line.replace('"answer"', '"anwser"'), "no recorded call"),
-    ],
-)
-def test_a_line_that_is_no_record_is_named(change: Callable[[str], str], words: str) -> None:
-    good = call_line("a", 1, ASKED, Reply())
-    with pytest.raises(InputError) as caught:
-        read([good, "", change(good)], "calls.jsonl")
-    [problem] = caught.value.problems
-    assert (problem.file, problem.line) == ("calls.jsonl", 3)
-    assert words in problem.message

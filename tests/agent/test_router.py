@@ -404,3 +404,29 @@ def test_a_provider_is_left_alone_for_as_long_as_it_asked(tier: list[Price], tri
         asked = after if after is not None and 0 < after < math.inf else 0.0
         free_at[got.model] = now + asked
         failures.append(Failure(model=got.model, kind="rate_limit", retry_after_s=after, waited_s=got.delay_s))
+
+
+# ---------------------------------------------------------------- what other calls were told
+
+
+def test_a_model_that_another_call_was_told_to_leave_alone_makes_room_for_the_next() -> None:
+    got = chosen(choose([CHEAP, MIDDLE], ASK, None, alone={"a/cheap": 30.0}))
+    assert (got.model, got.delay_s, got.number) == ("b/middle", 0.0, 1)
+    assert codes(got) == [("a/cheap", "limited")]
+
+
+def test_with_nobody_else_it_is_waited_for_as_long_as_there_is_time() -> None:
+    got = chosen(choose([CHEAP], ASK, None, alone={"a/cheap": 30.0}, patience_s=31.0))
+    assert (got.model, got.delay_s) == ("a/cheap", 30.0)
+    gave_up = choose([CHEAP], ASK, None, alone={"a/cheap": 30.0}, patience_s=29.0)
+    assert isinstance(gave_up, GaveUp)
+    assert gave_up.kind == "rate_limit"
+    assert codes(gave_up) == [("a/cheap", "waits_too_long"), ("a/cheap", "limited")]
+
+
+def test_the_longer_wait_counts() -> None:
+    own = [failed(CHEAP, after=10.0)]
+    assert chosen(choose([CHEAP], ASK, None, own, alone={"a/cheap": 30.0})).delay_s == 30.0
+    got = chosen(choose([CHEAP], ASK, None, own, alone={"a/cheap": 3.0}))
+    assert got.delay_s == 10.0
+    assert codes(got) == [("a/cheap", "rate_limit")]

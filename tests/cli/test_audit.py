@@ -13,12 +13,18 @@ from dagrun.agent.messages import Request, request_from_json, request_to_json
 from dagrun.agent.record import delta, whole
 from dagrun.store.rundir import find_run
 
-from .playing import edit_event, events, record
+from .playing import edit_event, events, record, recorded
 from .space import Space
 
 
 @pytest.fixture
 def played(space: Space) -> Space:
+    recorded(space)
+    return space
+
+
+@pytest.fixture
+def played_here(space: Space) -> Space:
     record(space)
     return space
 
@@ -33,18 +39,18 @@ def problem(space: Space, run: str = "run.jsonl") -> dict[str, Any]:
     return dict(wrong[0])
 
 
-def test_every_byte_of_a_run_is_explained(played: Space) -> None:
-    done = played.run("audit", "--json")
+def test_every_byte_of_a_run_is_explained(played_here: Space) -> None:
+    done = played_here.run("audit", "--json")
     assert done.code == 0, done.out
     found = {a["node"]: a for a in done.json["attempts"]}
     assert found["fixer"]["calls"] == found["fixer"]["explained"] == 5
     labels = {label.split(":")[0] for label in found["fixer"]["sent_bytes"]}
     assert labels >= {"prompt", "skill", "input", "run", "schema", "turn", "tool", "reminder", "dagrun"}
     assert found["broken"]["calls"] == found["broken"]["explained"] == 1
-    shown = played.run("audit")
+    shown = played_here.run("audit")
     assert shown.code == 0
     assert "every byte of 6 requests is explained" in shown.out
-    assert played.run("audit", "run.jsonl").out == shown.out
+    assert played_here.run("audit", "run.jsonl").out == shown.out
 
 
 def test_a_replay_is_explained_too(played: Space) -> None:
@@ -123,19 +129,19 @@ def test_an_altered_output_of_another_node(played: Space) -> None:
     assert (found["call"], "input:n" in found["problem"]) == (1, True)
 
 
-def test_an_altered_copy_of_a_skill(played: Space) -> None:
-    path = played.folder / "run.jsonl"
+def test_an_altered_copy_of_a_skill(played_here: Space) -> None:
+    path = played_here.folder / "run.jsonl"
     path.write_text(path.read_text().replace('"body":{"v":"Be calm."}', '"body":{"v":"Be evil."}'))
-    assert played.run("audit", "run.jsonl").code == 0  # the file of that digest is there: the copy is not asked
-    (played.folder / "skills/calm/SKILL.md").unlink()
-    found = problem(played)
+    assert played_here.run("audit", "run.jsonl").code == 0  # the file of that digest is there: the copy is not asked
+    (played_here.folder / "skills/calm/SKILL.md").unlink()
+    found = problem(played_here)
     digest = sha256(b"---\nname: calm\ndescription: Be calm.\n---\nBe calm.\n").hexdigest()
     assert (found["call"], f"skill:{digest}" in found["problem"]) == (1, True)
 
 
-def test_a_skill_that_is_another_now_is_taken_from_its_copy(played: Space) -> None:
-    played.file("skills/calm/SKILL.md", "---\nname: calm\ndescription: Be calm.\n---\nBe loud.\n")
-    done = played.run("audit")
+def test_a_skill_that_is_another_now_is_taken_from_its_copy(played_here: Space) -> None:
+    played_here.file("skills/calm/SKILL.md", "---\nname: calm\ndescription: Be calm.\n---\nBe loud.\n")
+    done = played_here.run("audit")
     assert done.code == 0
     assert "skill calm: its file is not as it was" in done.out
 
@@ -193,14 +199,14 @@ def test_json_of_a_file_names_the_recorded_run(played: Space) -> None:
     assert played.run("audit", "run.jsonl", "--json").json["run_id"] == head["record"]
 
 
-def test_a_record_from_elsewhere_is_held_against_the_skills_that_are_here(played: Space) -> None:
+def test_a_record_from_elsewhere_is_held_against_the_skills_that_are_here(played_here: Space) -> None:
     """The project of the record is gone on another machine; the same skill beside the same flow will do."""
-    there = played.folder / "there"
+    there = played_here.folder / "there"
     there.mkdir()
     for name in ("run.jsonl", "skills"):
-        (played.folder / name).rename(there / name)
-    done = played.run("-C", "there", "audit", "run.jsonl")
+        (played_here.folder / name).rename(there / name)
+    done = played_here.run("-C", "there", "audit", "run.jsonl")
     assert (done.code, "note:" in done.out) == (0, False), done.out
     (skill,) = there.glob("skills/*/SKILL.md")
     skill.write_text(skill.read_text() + "\nAnd be quick.\n")
-    assert "its file is not as it was" in played.run("-C", "there", "audit", "run.jsonl").out
+    assert "its file is not as it was" in played_here.run("-C", "there", "audit", "run.jsonl").out

@@ -152,16 +152,20 @@ def tell(den: Space) -> None:
 # ---------------------------------------------------------------- control
 
 
+def hunt(den: Space, keys: dict[str, str]) -> None:
+    """Hunt in a home of its own, below a shell that is named as a run is: else it would search the whole machine."""
+    command = ["sh", "-c", "/usr/bin/python3 hunt.py; exit $?", "dagrun"]
+    home = {"HOME": str(den.path.parent / "home")}
+    subprocess.run(command, cwd=den.path, env=den.environ({**keys, **home}), check=True)
+
+
 def test_the_hunter_finds_what_is_there(den: Space) -> None:
-    done = subprocess.run(
-        ["sh", "-c", "/usr/bin/python3 hunt.py; true"], cwd=den.path, env=den.environ(KEYS), check=False
-    )
-    assert done.returncode == 0
+    hunt(den, KEYS)
     kinds = {line.split()[0] for line in caught(den)}
     assert "environ own" in den.lines("out/found")
     assert {"environ", "mem"} <= kinds
     den.write("plant.txt", CANARY)
-    subprocess.run(["/usr/bin/python3", "hunt.py"], cwd=den.path, env=den.environ({}), check=True)
+    hunt(den, {})
     assert any(line.endswith("plant.txt") for line in caught(den))
 
 

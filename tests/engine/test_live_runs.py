@@ -52,6 +52,7 @@ DEAR: dict[str, tuple[Behaviour, int, Outcome, str]] = {
     "mute": (Behaviour(mode="cut"), 3, Outcome.FAILED, "the connection ended without an answer (after 3 tries: "),
     "moved": (Behaviour(mode="redirect"), 1, Outcome.FAILED, "give its final address: http://127.0.0.1:"),
     "silent": (Behaviour(usage=None), 1, Outcome.COMPLETED, ""),
+    "whole": (Behaviour(mode="whole"), 1, Outcome.COMPLETED, ""),  # no stream, though one was asked for
 }
 BILLED = {"torn", "mute", "silent"}  # nobody knows what they cost
 
@@ -147,7 +148,9 @@ def test_each_failure_is_asked_as_often_as_it_helps_and_told_in_a_line(space: Sp
         assert billed == [name in BILLED] * asked, name
     ledger = books(space.state())
     amounts = {name: [e.amount for e in reserved(space, name)] for name in BILLED}
-    assert ledger.spent(RUN) == sum(sum(kept) for kept in amounts.values()) + closed(space, "good")[0].spent
+    paid = [closed(space, name)[0].spent for name in ("good", "whole")]
+    assert paid[0] == paid[1] > 0
+    assert ledger.spent(RUN) == sum(sum(kept) for kept in amounts.values()) + sum(paid)
     assert ledger.held(RUN) == 0
     for noise in ("litellm", "Connection error", "TransferEncoding", "docs."):
         assert noise not in said(done)
