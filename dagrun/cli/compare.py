@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from dagrun.cli.console import Settings, emit, emit_json, look_for, say
-from dagrun.cli.files import write_text
+from dagrun.cli.files import base_of, write_text
 from dagrun.cli.groups import PARAM, PARAMS, command, is_flow
 from dagrun.cli.look import ARGUMENT
 from dagrun.core.names import Json, Status
-from dagrun.errors import InputError, NotFoundError, UsageError
+from dagrun.errors import InputError, NotFoundError, UsageError, visible
 
 if TYPE_CHECKING:
     from dagrun.core.patch import Patch
@@ -144,13 +146,15 @@ def export(
         _export_record(ctx.obj, run, record, output)
         return
     from dagrun.flowfile.document import dump_yaml, workflow_to_document
+    from dagrun.flowfile.relocate import relocated
     from dagrun.store.history import load_state
     from dagrun.store.rundir import find_run
 
     settings: Settings = ctx.obj
     found = find_run(".", run)
     state = load_state(found)
-    workflow = as_it_ran(state)
+    ran, folder = as_it_ran(state), os.path.dirname(output) or "."
+    workflow, lost = relocated(ran, base_of(ran), folder)
     document = workflow_to_document(workflow)
     if settings.json:
         emit_json(document)
@@ -161,7 +165,32 @@ def export(
         return
     write_text(output, text)
     if not settings.quiet:
-        say(settings.hint(f"wrote {output}\n  help: dagrun execute {output}"))
+        told = [f"it names {name}, which is not there" for name in lost] + _lost_skills(workflow, folder)
+        warned = "".join(f"warning: {visible(text)}\n" for text in told)
+        say(settings.hint(f"wrote {output}\n{warned}  help: dagrun execute {output}"))
+
+
+def _lost_skills(workflow: Workflow, folder: str) -> list[str]:
+    """The skills that are found from where the workflow was, and not from `folder`."""
+    from dagrun.core.agents import has_agents
+
+    if not has_agents(workflow):
+        return []
+    from dagrun.agent.checks import askers
+    from dagrun.agent.skills import find, search_path
+
+    home = os.environ.get("HOME", "")
+    here, there = search_path(base_of(workflow), home), search_path(folder, home)
+    told: list[str] = []
+    for name in dict.fromkeys(name for asker in askers(workflow) for name in asker.agent.skills):
+        with suppress(InputError, NotFoundError):
+            place = os.path.relpath(os.path.dirname(find(name, here).path))
+            try:
+                find(name, there)
+            except (InputError, NotFoundError):
+                what = f"copy {place} to {os.path.join(folder, 'skills')}"
+                told.append(f"the skill `{name}` is not found from there: {what}")
+    return told
 
 
 def _export_record(settings: Settings, run: str, path: str, output: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HINTED = re.compile(
     r"\bdagrun (?=(?:init|validate|plan|execute|resume|cancel|replan|review|status|runs|logs|outputs|trace|diff"
-    r"|rehearse|export|import|doctor)\b)"
+    r"|rehearse|export|import|doctor)\b|-C )"
 )
 
 

@@ -18,6 +18,7 @@ from dagrun.cli.app import door
 from dagrun.cli.console import Settings, emit, emit_json, say, warn
 from dagrun.cli.groups import PARALLEL, PARAM, PARAMS, command
 from dagrun.cli.look import ARGUMENT, resolved, show_values
+from dagrun.cli.mention import mention_edited, mention_unfinished
 from dagrun.cli.show import UIS, Show, check_ui
 from dagrun.errors import EnvironmentFault, InputError, UsageError
 
@@ -149,16 +150,16 @@ def _execute(settings: Settings, request: _Request, side: EngineSide) -> int:
     workflow, options = _prepared(request)
     session.check_options(workflow, options)
     if request.ui != "quiet" and not settings.quiet:
-        _mention_unfinished(settings, workflow)
+        mention_unfinished(settings, workflow)
     shown = Show(settings, request.ui)
     ended = session.execute(workflow, options, shown.observer, side)
     return _conclude(settings, ended, shown, request.junit, request.otlp)
 
 
 def _prepared(request: _Request) -> tuple[Workflow, Options]:
-    """The workflow and what is to be done with it. Raises InputError and UsageError."""
+    """The workflow and what is to be done with it. Raises InputError, NotFoundError and UsageError."""
     from dagrun.cli.files import load_flow
-    from dagrun.cli.params import injected
+    from dagrun.cli.params import check_nodes, injected
     from dagrun.engine.session import Options
     from dagrun.errors import render_problem
 
@@ -171,6 +172,8 @@ def _prepared(request: _Request) -> tuple[Workflow, Options]:
         say(render_problem(problem))
     workflow = loaded.workflow
     record = _record(request.replay)
+    for option, names in (("--only", request.only), ("--from", request.from_), ("--until", request.until)):
+        check_nodes(workflow, option, names)
     fail = injected(workflow, request.fail)
     options = Options(
         project=os.getcwd(),
@@ -246,14 +249,6 @@ def _check_otlp(target: str) -> None:
         from dagrun.cli.otlp import check_target
 
         check_target(target)
-
-
-def _mention_unfinished(settings: Settings, workflow: Workflow) -> None:
-    from dagrun.cli.runs import unfinished_run
-
-    found = unfinished_run(workflow.name)
-    if found and not settings.quiet:
-        say(settings.hint(f"note: run {found.id} of {workflow.name} has not finished: dagrun resume {found.id}"))
 
 
 def _conclude(settings: Settings, ended: Ended, shown: Show, junit: str, otlp: str = "") -> int:
@@ -340,10 +335,12 @@ def _take_up(settings: Settings, request: _Resume, side: EngineSide) -> int:
     _check_junit(request.junit)
     _check_otlp(request.otlp)
     found = find_run(".", request.run)
-    if load_state(found).status is RunStatus.COMPLETED and not settings.json:
+    state = load_state(found)
+    if state.status is RunStatus.COMPLETED and not settings.json:
         say(f"run {found.id} has completed: there is nothing to resume")
         say(settings.hint(f"  help: dagrun trace show {found.id}"))
         return 0
+    mention_edited(settings, found, state)
     options = session.Options(
         project=os.getcwd(), parallel=request.parallel, accept_missing=request.accept_missing
     )

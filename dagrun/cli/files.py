@@ -37,10 +37,25 @@ def agent_problems(workflow: Workflow, *, provider: str = "", prices: bool = Tru
 
     if not has_agents(workflow) and not workflow.provider.rules:
         return ()
-    from dagrun.agent.checks import problems
+    from dagrun.agent.checks import is_fake, problems
 
     home = os.environ.get("HOME", "")
-    return tuple(problems(workflow, base_of(workflow), home, provider=provider, prices=prices))
+    found = problems(workflow, base_of(workflow), home, provider=provider, prices=prices)
+    if workflow.provider.rules_text and is_fake(workflow, provider) and not any(p.severity == "error" for p in found):
+        found += _idle_rules(workflow)
+    return tuple(found)
+
+
+def _idle_rules(workflow: Workflow) -> list[Problem]:
+    """Warnings of the rules that never answer; the rules themselves are right."""
+    from dagrun.agent.checks import askers
+    from dagrun.agent.fake import load
+    from dagrun.agent.idlerules import idle_rules
+
+    given = workflow.provider
+    file = os.path.join(os.path.dirname(workflow.file), given.rules)
+    rules = load(given.rules_text.encode("utf-8", "surrogateescape"), file)
+    return list(idle_rules(rules, {asker.name for asker in askers(workflow)}))
 
 
 def base_of(workflow: Workflow) -> str:

@@ -89,6 +89,21 @@ HIDDEN = [pair[1] for pair in _PAIRS]
 PARAM = typer.Option([], "-p", "--param", metavar="K=V", show_default=False, help="A param of the workflow.")
 PARAMS = typer.Option("", "--params", metavar="FILE", show_default=False, help="Params from YAML or JSON.")
 PARALLEL = typer.Option(None, "-j", "--parallel", metavar="N", min=1, show_default=False, help="Nodes at a time.")
+_HABITS = {  # what people type that know other programs
+    "run": "execute",
+    "start": "execute",
+    "list": "runs",
+    "ls": "runs",
+    "ps": "runs",
+    "stop": "cancel",
+    "kill": "cancel",
+    "check": "validate",
+    "lint": "validate",
+    "show": "trace show",
+    "log": "logs",
+    "graph": "plan",
+    "retry": "resume",
+}
 FOOTER = "Also: -C DIR, --json, -q, -v, --no-input, --color (see dagrun --help)"
 
 
@@ -192,10 +207,12 @@ def suggest_command(path: str, name: str, names: Mapping[str, object]) -> str:
     """What somebody who typed an unknown command should type."""
     from difflib import get_close_matches
 
-    habits = {"run": "execute", "start": "execute", "list": "runs", "stop": "cancel", "check": "validate"}
     close = get_close_matches(name, list(names), n=1)
-    meant = close[0] if close else habits.get(name, "")
-    return f"did you mean `{path} {meant}`?" if meant in names else f"see what there is: {path} --help"
+    meant = _HABITS.get(name) or (close[0] if close else "")
+    if not meant and is_flow(name):
+        meant = f"execute {name}"
+    known = meant.partition(" ")[0] in names
+    return f"did you mean `{path} {meant}`?" if known else f"see what there is: {path} --help"
 
 
 def group(

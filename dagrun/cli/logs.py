@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16
 _WORDS = typer.Argument(..., metavar="[RUN] NODE", help="One word is a node of the last run.")
+_TAIL = typer.Option(None, "--tail", metavar="N", min=0, show_default=False, help="Only the last N lines of each.")
 LOOK_S = 2.0  # how often a follower asks whether the engine is still alive
 POLL_S = 0.25  # where the kernel gives no notice of a file that grows
 
@@ -38,7 +39,7 @@ def logs(
     attempt: int = typer.Option(0, "--attempt", metavar="N", show_default=False, help="That attempt (the last)."),
     out: bool = typer.Option(False, "--out", help="Only stdout."),
     err: bool = typer.Option(False, "--err", help="Only stderr."),
-    tail: int = typer.Option(-1, "--tail", metavar="N", show_default=False, help="Only the last N lines of each."),
+    tail: int | None = _TAIL,
     raw: bool = typer.Option(False, "--raw", help="Bytes as they are, also to a terminal."),
 ) -> None:
     """What a node wrote: its stdout, then its stderr.
@@ -55,7 +56,7 @@ def logs(
     follower = Follower(run)
     try:
         i = node_number(follower.state.plan.index, node or "", run.id)
-        reader = _Reader(run, follower, i, _Sink(raw or not is_terminal(sys.stdout)), tail)
+        reader = _Reader(run, follower, i, _Sink(raw or not is_terminal(sys.stdout)), -1 if tail is None else tail)
         if settings.json:
             _as_json(reader, attempt)
         elif follow:
@@ -127,8 +128,10 @@ class _Reader:
         if number <= 0:
             return tried[-1] if tried else None
         if number > len(tried):
+            from dagrun.view.text import plural
+
             raise NotFoundError(
-                f"{self.node} has {len(tried)} attempts, none is number {number}",
+                f"{self.node} has {plural(len(tried), 'attempt')}, none is number {number}",
                 hint=f"see them: dagrun trace show {self.run.id} --node {self.node}",
             )
         return tried[number - 1]

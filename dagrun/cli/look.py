@@ -29,7 +29,7 @@ ARGUMENT = typer.Argument("last", metavar="[RUN]", show_default=False, help="Id,
 def status(
     ctx: typer.Context,
     run: str = ARGUMENT,
-    exit_code: bool = typer.Option(False, "--exit-code", help="Exit 10 while it runs, else as the run did."),
+    exit_code: bool = typer.Option(False, "--exit-code", help="Exit 10 while it goes on, else as the run did."),
 ) -> None:
     """How a run stands, on one screen: what runs, what waits for what, what failed, who works on it."""
     from dagrun.store.history import load_state, run_status
@@ -44,7 +44,8 @@ def status(
     else:
         _status_text(settings, found, state, now)
     if exit_code:
-        raise typer.Exit(10 if now is RunStatus.RUNNING else state.ended.exit_code if state.ended else 8)
+        going = now in (RunStatus.RUNNING, RunStatus.INTERRUPTED) and state.ended is None  # changed, not yet resumed
+        raise typer.Exit(10 if going else state.ended.exit_code if state.ended else 8)
 
 
 def last_run_line() -> str:
@@ -218,7 +219,7 @@ def resolved(run: RunDir, refs: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def show_values(values: Mapping[str, Json]) -> None:
-    """`name = value` lines on stdout: text as it is, anything else as JSON."""
+    """`name = value` lines on stdout: text as it is, without its last newline, anything else as JSON."""
     from json import dumps
 
     from dagrun.cli.console import is_terminal
@@ -227,6 +228,7 @@ def show_values(values: Mapping[str, Json]) -> None:
     screen = is_terminal(sys.stdout)
     for name, value in values.items():
         text = value if isinstance(value, str) else dumps(value, ensure_ascii=False)
+        text = text.removesuffix("\n")
         if screen:
             text = "\n".join(cut(line, VALUE_WIDTH) for line in clean_block(text).split("\n"))
         emit(f"{name} = {text}")

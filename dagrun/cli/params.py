@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from dagrun.core.names import Json, Outcome
 from dagrun.core.plan import near
 from dagrun.core.workflow import param_accepts
-from dagrun.errors import InputError, Problem, UsageError
+from dagrun.errors import InputError, NotFoundError, Problem, UsageError
 
 if TYPE_CHECKING:
     from dagrun.core.workflow import Param, Workflow
@@ -192,7 +192,8 @@ def _quoted(value: Json) -> str:
 def injected(workflow: Workflow, texts: Sequence[str]) -> dict[str, list[Json]]:
     """Node → [outcome, attempt] of the `--fail` options `NODE[:OUTCOME[:ATTEMPT]]`.
 
-    Attempt 0 stands for every one. Raises UsageError with what is wrong with the first bad one.
+    Attempt 0 stands for every one. Raises UsageError with what is wrong with the first bad one, NotFoundError
+    where it names no node.
     """
     found: dict[str, list[Json]] = {}
     for text in texts:
@@ -212,8 +213,8 @@ def injected(workflow: Workflow, texts: Sequence[str]) -> dict[str, list[Json]]:
 
 
 def check_nodes(workflow: Workflow, option: str, names: Iterable[str]) -> None:
-    """Raises UsageError when an option names a node that the workflow does not have."""
+    """Raises NotFoundError when an option names a node that the workflow does not have."""
     for name in names:
         if name not in workflow.nodes:
             hint = near(name, workflow.nodes) or f"see its nodes: dagrun plan {workflow.file}"
-            raise UsageError(f"{option} {name}: the workflow has no node `{name}`", hint=hint)
+            raise NotFoundError(f"{option} {name}: the workflow has no node `{name}`", hint=hint)

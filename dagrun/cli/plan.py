@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import typer
 from dagrun.cli.console import Settings, emit, emit_json, look_for
 from dagrun.cli.groups import PARALLEL, PARAM, PARAMS, command, is_flow
 from dagrun.core.names import Json, NodeId, Outcome
-from dagrun.errors import DagrunError, InputError, NotFoundError, UsageError
+from dagrun.errors import DagrunError, InputError, JournalError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from dagrun.agent.estimate import Total
@@ -221,14 +222,15 @@ def past_durations(workflow: str) -> dict[NodeId, float]:
 
     seen: dict[NodeId, list[float]] = {}
     room = PAST_BYTES
-    for run in completed_runs(workflow, PAST_RUNS):
-        try:
-            room -= os.stat(run.journal).st_size
-            if room < 0:
-                break
-            _add_durations(load_state(run), seen)
-        except (OSError, DagrunError):  # removed meanwhile, or not readable: only an estimate is lost
-            continue
+    with suppress(JournalError):  # only estimates are lost where the runs can't be listed
+        for run in completed_runs(workflow, PAST_RUNS):
+            try:
+                room -= os.stat(run.journal).st_size
+                if room < 0:
+                    break
+                _add_durations(load_state(run), seen)
+            except (OSError, DagrunError):  # removed meanwhile, or not readable
+                continue
     return {node: sorted(times)[len(times) // 2] for node, times in seen.items()}
 
 

@@ -46,6 +46,7 @@ def list_runs(ctx: typer.Context, limit: int = _LIMIT) -> None:
 
 def list_them(settings: Settings, limit: int) -> None:
     """Print the newest runs."""
+    from dagrun.store.rundir import NO_RUN, where_runs_are
     from dagrun.store.rundir import list_runs as all_runs
 
     found = all_runs(".")
@@ -54,7 +55,7 @@ def list_them(settings: Settings, limit: int) -> None:
         emit_json({"runs": [_row_json(*row) for row in rows]})
         return
     if not rows:
-        say(settings.hint("there is no run in this project yet\n  help: start one: dagrun execute FILE"))
+        say(settings.hint(f"{NO_RUN}\n  help: {where_runs_are('.')}"))
         return
     from dagrun.cli.console import look_for
     from dagrun.view.tables import runs_table
@@ -225,7 +226,11 @@ def gc(
         if why:
             say(f"run {run.id} stays: {why}")
     if not dry_run:
+        from dagrun.engine.holding import sweep_plants
+
         sweep(".")
+        for line in sweep_plants("."):
+            say(line)
     if settings.json:
         emit_json({"removed": removed, "kept": kept, "dry_run": dry_run})
     elif not settings.quiet:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from dagrun.flowfile.frames import Spot
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")  # of a character beyond U+FFFF, as JSON writes it
+
 
 class _Mark(Protocol):
     index: int
@@ -151,10 +153,18 @@ def _open_quote(found: _Found) -> Spot | None:
     if "quoted scalar" not in found.context:
         return None
     quote = found.text[found.since : found.since + 1]
-    if "escape" in found.problem:
+    if "escape" in found.problem or "hexdec" in found.problem:
         slash = found.text.rfind("\\", found.since, found.at + 2)
         slash = slash if slash >= 0 else found.at
+        half = _HALF.match(found.text, slash)
+        if half:
+            message = f"`{half[0]}` is only one half of a character"
+            return Spot(slash, half.end(), "escape", message, "remove it, or write its other half beside it")
         escape = found.text[slash : slash + 2]
+        digits = {"x": 2, "u": 4, "U": 8}.get(escape[1:])
+        if digits:
+            message = f"after `{escape}` {digits} hexadecimal digits name a character that there is"
+            return Spot(slash, slash + 2, "escape", message, "write \\\\ for a backslash, or use single quotes")
         message = f"`{escape}` is no escape that YAML knows in double quotes"
         hint = "use single quotes, in which nothing is escaped, or write \\\\ for a backslash"
         return Spot(slash, slash + 2, "escape", message, hint)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dagrun.store.lock import Lock
 
 FOLDER = ".dagrun"
+NO_RUN = "there is no run in this project yet"
 BALLAST_BYTES = 256 * 1024
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -277,7 +278,7 @@ def find_run(project: str, text: str | None) -> RunDir:
     if text is None or text == "last":
         runs = list_runs(project)
         if not runs:
-            raise NotFoundError("there is no run in this project yet", hint="start one: dagrun execute FILE")
+            raise NotFoundError(NO_RUN, hint=where_runs_are(project))
         # what was made for another run (a suggestion) is not what a person did last
         return next((run for run in runs if not run.read_meta().get("for")), runs[0])
     base = os.path.join(os.path.abspath(project), FOLDER, "runs")
@@ -291,12 +292,23 @@ def find_run(project: str, text: str | None) -> RunDir:
     if matches:
         shown = ", ".join(matches[:5]) + (f" and {len(matches) - 5} more" if len(matches) > 5 else "")
         raise NotFoundError(f"{text} could be {len(matches)} runs: {shown}", hint="write more of the id")
-    raise NotFoundError(f"there is no run {text}", hint=_suggest(wanted, names))
+    raise NotFoundError(f"there is no run {text}", hint=_suggest(project, wanted, names))
 
 
-def _suggest(wanted: str, names: list[str]) -> str:
+def where_runs_are(project: str) -> str:
+    """What to type in a project without runs: the nearest folder above it that has some, or how to start one."""
+    folder, up = os.path.abspath(project), ".."
+    while (above := os.path.dirname(folder)) != folder:
+        with suppress(JournalError):
+            if _names(os.path.join(above, FOLDER, "runs")):
+                return f"there are runs in {up}: dagrun -C {up} runs"
+        folder, up = above, f"{up}/.."
+    return "start one: dagrun execute FILE"
+
+
+def _suggest(project: str, wanted: str, names: list[str]) -> str:
     if not names:
-        return "there is no run in this project yet; start one: dagrun execute FILE"
+        return f"{NO_RUN}; {where_runs_are(project)}"
     from difflib import get_close_matches
 
     close = get_close_matches(wanted, names, n=1)

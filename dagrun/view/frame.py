@@ -13,7 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from dagrun.core.names import Outcome, RunStatus, Status
-from dagrun.core.state import RunState
+from dagrun.core.state import RunState, wave_of
 from dagrun.core.trace import cause, node_reason
 from dagrun.core.usage import NOTHING, Money, money_of, usage_of
 from dagrun.view.text import clock, money, tokens
@@ -150,7 +150,7 @@ def _rows(
     for i in islice(state.reviews, shown[1]):
         text = f"dagrun review {state.created.run_id} {state.plan.ids[i]}  {state.reviews[i].message}"
         time = clock(now_m - state.attempts[i][-1].started_m)
-        row = Row(Status.AWAITING_REVIEW, state.plan.ids[i], state.plan.wave[i], _tries(state, i), time, text)
+        row = Row(Status.AWAITING_REVIEW, state.plan.ids[i], wave_of(state, i), _tries(state, i), time, text)
         yield _priced(state, i, row)
     yield from _retrying(state, now_m, shown[2])
     for i in islice(state.running, shown[3]):
@@ -202,7 +202,7 @@ def _running_row(state: RunState, i: int, now_m: float, output: bytes) -> Row:
     time = clock(now_m - state.running[i].started_m)
     tally = state.running[i].tally
     asks = f"asks {tally.asked}" if tally is not None and tally.asked else ""
-    row = Row(Status.RUNNING, state.plan.ids[i], state.plan.wave[i], _tries(state, i), time, "", output[-_TAIL:])
+    row = Row(Status.RUNNING, state.plan.ids[i], wave_of(state, i), _tries(state, i), time, "", output[-_TAIL:])
     return _priced(state, i, row)._replace(else_=asks, speaks=bool(asks))
 
 
@@ -218,7 +218,7 @@ def _priced(state: RunState, i: int, row: Row) -> Row:
 def _over_row(state: RunState, i: int, status: Status) -> Row:
     finish = state.attempts[i][-1].finish if state.attempts[i] else None
     time = took(finish.duration_ms / 1000) if finish else ""
-    return _priced(state, i, Row(status, state.plan.ids[i], state.plan.wave[i], _tries(state, i), time, _why(state, i)))
+    return _priced(state, i, Row(status, state.plan.ids[i], wave_of(state, i), _tries(state, i), time, _why(state, i)))
 
 
 def took(seconds: float) -> str:

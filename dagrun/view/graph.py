@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 _WAVE_NODES = 60  # more of one wave are only counted, on a terminal
 _PATH_NODES = 12
+_STEP_NODES = 10_000  # of larger plans nothing is played through only for its barrier
 
 __all__ = ["Outlook", "outlook", "plan_dot", "plan_json", "plan_mermaid", "plan_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What is known of a run of a plan before it begins. Seconds are None without any estimate."""
+    """What is known of a run of a plan before it begins. Seconds are None without any estimate.
+
+    `steps` are then the lengths with and without the barrier if all nodes took one step; None where
+    it can't matter, or nobody would wait for the answer.
+    """
 
     parallel: int
     known: int
@@ -39,6 +44,7 @@ class Outlook:
     work_s: float | None
     waves_s: float | None
     ready_s: float | None
+    steps: tuple[int, int] | None
     widest_wave: int
     widest: int
     skipped: Mapping[int, str]
@@ -52,8 +58,9 @@ def outlook(
     seconds, known = durations(plan, estimates)
     schedule = plan.workflow.schedule
     runs: dict[Schedule, Rehearsal] = {}
+    steps = not known and schedule is Schedule.WAVES and 1 < plan.depth < len(plan.ids) <= _STEP_NODES
     for each in Schedule:
-        if known or each is schedule:
+        if known or steps or each is schedule:
             runs[each] = rehearse(plan, parallel=parallel, schedule=each, seconds=seconds, params=params)
     own = runs[schedule]
     path = _longest_path(plan, seconds, own.skipped)
@@ -66,6 +73,7 @@ def outlook(
         work_s=sum(s for i, s in enumerate(seconds) if i not in own.skipped) if known else None,
         waves_s=runs[Schedule.WAVES].makespan_s if known else None,
         ready_s=runs[Schedule.READY].makespan_s if known else None,
+        steps=(round(own.makespan_s), round(runs[Schedule.READY].makespan_s)) if steps else None,
         widest_wave=max(map(len, waves(plan)), default=0),
         widest=own.widest,
         skipped=own.skipped,
@@ -196,6 +204,12 @@ def _path_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
 
 
 def _schedule_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
+    if view.steps is not None:
+        more = view.steps[0] - view.steps[1]
+        price = f"{more:,} of {view.steps[0]:,} steps" if more > 0 else "nothing"
+        text = "not known before the first run, without an estimate: in a node; "
+        text += f"if all took equally long, the barrier would cost {price}"
+        return _wrapped("time    ", text.split(" "), width, " ")
     if view.waves_s is None or view.ready_s is None or view.work_s is None:
         return []
     own = view.waves_s if plan.workflow.schedule is Schedule.WAVES else view.ready_s
@@ -203,10 +217,11 @@ def _schedule_lines(plan: Plan, view: Outlook, width: int | None) -> list[str]:
     words = [f"{about(own)} with schedule: {plan.workflow.schedule}, {busy:.1f} nodes busy on average"]
     if plan.workflow.schedule is Schedule.WAVES:
         cost = view.waves_s - view.ready_s
-        if cost >= 0.05 * view.waves_s:
-            took = f"the barrier costs {about(cost)}: schedule: ready would take"
-            words[0] += ";"
-            words.append(f"{took} {about(view.ready_s)}")
+        words[0] += ";"
+        if cost < 0.05:
+            words.append("the barrier costs nothing")
+        else:
+            words.append(f"the barrier costs {about(cost)}: schedule: ready would take {about(view.ready_s)}")
     if view.known < len(plan.ids):
         words[-1] += ";"
         words.append(f"{view.known:,} of {plural(len(plan.ids), 'node')} estimated, the rest taken as their mean")
@@ -290,7 +305,7 @@ def _node_json(plan: Plan, i: int, view: Outlook) -> dict[str, Json]:
         "will_run": False if i in view.skipped else None if i in view.undecided else True,
         "reason": view.skipped.get(i, ""),
         "isolation": _level(plan, node),
-        "timeout_s": node.timeout_s,
+        "timeout_s": node.timeout_s if node.review is None else node.review.timeout_s,
         "max_attempts": node.retry.max_attempts,
         "resources": dict(node.resources),
         "ceilings": dict(ceilings(node)),

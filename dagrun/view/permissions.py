@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NAMES = 60  # more of one group are only counted, on a terminal
 _COLUMN = 12
+_OF_AGENTS = ("tools", "models", "cost_budget")
 
 
 class Subject(NamedTuple):
@@ -69,7 +70,7 @@ def groups(plan: Plan) -> list[Group]:
     """The subjects of a plan by what they may do, in the order in which each is met first."""
     found: dict[tuple[tuple[str, str, str], ...], Group] = {}
     for subject in subjects(plan):
-        rights = _rights(plan.workflow, subject)
+        rights = tuple(_told(subject.node, _rights(plan.workflow, subject)))
         found.setdefault(rights, Group([], rights)).subjects.append(subject)
     return list(found.values())
 
@@ -85,6 +86,17 @@ def _rights(flow: Workflow, subject: Subject) -> tuple[tuple[str, str, str], ...
         level = (held[0].key, held[0].text, "default for what it is offered")
     rest = (*_container(flow, node, got.isolation), *_ceilings(node), *_secrets(node))
     return (level, *_open(got), *held[1:], *_asks(flow, node), *rest)
+
+
+def _told(node: Node, rights: tuple[tuple[str, str, str], ...]) -> Iterator[tuple[str, str, str]]:
+    """The rights for a person: of a command, what only agents have is what those may have that it inserts."""
+    agents = any(_agents(node))
+    yield from (right for right in rights if agents or right[0] not in _OF_AGENTS)
+    theirs = [] if agents else [right for right in rights if right[0] in _OF_AGENTS]
+    if theirs:
+        scopes = sorted({why for _, _, why in theirs}, reverse=True)
+        what = "; ".join(f"{key} {text}" for key, text, _ in theirs)
+        yield "inserts", f"agents with at most {what}", " and ".join(scopes)
 
 
 def _asks(flow: Workflow, node: Node) -> Iterator[tuple[str, str, str]]:

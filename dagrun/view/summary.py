@@ -8,6 +8,7 @@ from json import dumps
 from typing import TYPE_CHECKING
 
 from dagrun.core.names import Json, Outcome, RunStatus, Status, format_duration
+from dagrun.core.state import wave_of
 from dagrun.core.trace import cause, run_duration_ms
 from dagrun.view.tables import spending_lines
 from dagrun.view.text import PLAIN, Look, clean, counts_text, last_lines, money
@@ -19,6 +20,7 @@ _NODES = 5  # failed nodes told in full
 _OUTPUT_LINES = 5
 _OUTPUT_BYTES = 16 * 1024
 _NAMES = 6
+_SHORT = 20  # characters of a reason that may be said for every attempt
 _WHYS = 200  # characters of the reasons of all attempts; of longer ones only the last is told
 
 
@@ -68,11 +70,14 @@ def _head(state: RunState, status: RunStatus, look: Look) -> str:
     took = format_duration(run_duration_ms(state) / 1000)
     counts = dict(state.counts)
     waiting = (Status.PENDING, Status.READY, Status.RETRYING, Status.RUNNING, Status.CANCELLED)
+    tried = zip(state.node_status, state.attempts, strict=True) if counts.get(Status.CANCELLED) else ()
+    cut_off = sum(s is Status.CANCELLED and bool(attempts) for s, attempts in tried)
     # a person doesn't care by which rule a node did not run, once it is over
     not_run = sum(counts.pop(s, 0) for s in waiting)
     by_dependency = sum(reason == "dependency" for reason in state.skips.values())
     counts[Status.SKIPPED] = counts.get(Status.SKIPPED, 0) - by_dependency
-    not_run += by_dependency
+    not_run += by_dependency - cut_off
+    counts[Status.CANCELLED] = cut_off
     parts = counts_text(counts)
     if not_run:
         parts = f"{parts}, {not_run:,} not run" if parts else f"{not_run:,} not run"
@@ -93,12 +98,15 @@ def _node(
     node = state.plan.nodes[i]
     tried = state.attempts[i]
     whys = [cause(a.finish, node) if a.finish else "" for a in tried if a.outcome is not Outcome.CANCELLED]
+    again = len(whys) > 1 and len(whys[0]) > _SHORT and len(set(whys)) == 1
+    if again:
+        whys = whys[:1]
     if len(whys) > 1 and sum(map(len, whys)) > _WHYS:
         whys = [look.glyphs.ellipsis, whys[-1]]
     if len(whys) > 4:
         whys = [*whys[:3], look.glyphs.ellipsis, whys[-1]]
-    place = f"wave {state.plan.wave[i]}"
-    tries = f"{place}, {len(tried)} {'try' if len(tried) == 1 else 'tries'}: "
+    place = f"wave {wave_of(state, i)}"
+    tries = f"{place}, {len(tried)} {'try' if len(tried) == 1 else 'tries'}{', each time' if again else ''}: "
     said = ", ".join(map(clean, whys)) or "never started"
     line = line_of(i) if line_of else 0
     where = f"   {clean(state.created.file)}:{line}" if line else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,23 @@ def project(space: Space) -> None:
     space.file("rules.yaml", RULES)
     space.file("skills/calm/SKILL.md", SKILL)
     space.file("src/a.py", "x = 1  # BUG\n")
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def recorded(space: Space) -> None:
+    """What `record` leaves, executed for who asks first and copied for all others: for tests of what is in a record.
+
+    Not for those in which it matters that the project lies where it lay: a record knows where its skills were.
+    """
+    if not _kept:
+        folder = tempfile.TemporaryDirectory(prefix="dagrun-recorded-")
+        record(space)
+        shutil.copytree(space.folder, folder.name, symlinks=True, dirs_exist_ok=True)
+        _kept.append(folder)
+    else:
+        shutil.copytree(_kept[0].name, space.folder, symlinks=True, dirs_exist_ok=True)
 
 
 def record(space: Space) -> str:

@@ -94,3 +94,28 @@ def test_the_schema_is_json(space: Space) -> None:
     done = space.run("schema")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["$schema"].startswith("http://json-schema.org/draft-07")
+
+
+def test_a_rule_that_never_answers_is_a_warning(space: Space) -> None:
+    space.file(
+        "talk.yaml",
+        """
+        version: 1
+        name: talk
+        provider: {kind: fake, rules: rules.yaml}
+        nodes: {greet: {agent: Hello}}
+        """,
+    )
+    space.file("rules.yaml", "rules:\n- {text: Hello}\n- {node: gret, text: Bye}\n")
+    done = space.run("validate", "talk.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == (
+        "warning[idle-rule]: no agent is called `gret`\n"
+        "  --> rules.yaml:3:1\n"
+        "   = help: did you mean `greet`?\n"
+        "warning[idle-rule]: this rule never answers: whatever fits it fits the rule at line 2 before\n"
+        "  --> rules.yaml:3:1\n"
+        "   = help: put it before that one, or remove it\n"
+        "talk.yaml: ok, 1 node, 1 wave\n"
+    )
+    assert space.run("validate", "talk.yaml", "--strict").code == 3

@@ -92,6 +92,15 @@ def test_an_injected_failure(space: Space) -> None:
     assert space.run("execute", "hello.yaml", "--fail", "gret").err.endswith("help: did you mean `greet`?\n")
 
 
+@pytest.mark.parametrize("option", ["--only", "--from", "--until", "--fail"])
+def test_a_node_that_is_not_there(space: Space, option: str) -> None:
+    for more in ([], ["--dry-run"]):
+        ran = space.run("execute", "hello.yaml", option, "gret", *more)
+        said = f"error[not-found]: {option} gret: the workflow has no node `gret`\n  help: did you mean `greet`?\n"
+        assert (ran.code, ran.err) == (9, said)
+    assert not (space.folder / ".dagrun").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

@@ -66,7 +66,15 @@ def test_what_comes_later_says_so(space: Space, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("excute", "did you mean `dagrun execute`?"), ("run", "did you mean `dagrun runs`?"), ("zzz", "dagrun --help")],
+    [
+        ("excute", "did you mean `dagrun execute`?"),
+        ("run", "did you mean `dagrun execute`?"),
+        ("show", "did you mean `dagrun trace show`?"),
+        ("ls", "did you mean `dagrun runs`?"),
+        ("lint", "did you mean `dagrun validate`?"),
+        ("hello.yaml", "did you mean `dagrun execute hello.yaml`?"),
+        ("zzz", "dagrun --help"),
+    ],
 )
 def test_an_unknown_command_gets_a_suggestion(space: Space, word: str, hint: str) -> None:
     done = space.run(word)

@@ -51,6 +51,20 @@ def test_status_as_exit_code_and_json(over: Space) -> None:
     assert (found["status"], found["failed"], found["holder"], found["blocked"]) == ("failed", ["bad"], None, {})
 
 
+def test_a_run_that_can_go_on_has_no_exit_code_yet(space: Space) -> None:
+    nodes = "{gate: {review: {message: go?}}, after: {needs: gate, run: 'true'}}"
+    space.file("ask.yaml", f"version: 1\nname: ask\nnodes: {nodes}\n")
+    assert space.run("execute", "ask.yaml", "-q").code == 4
+    assert space.run("status", "--exit-code").code == 4
+    assert space.run("review", "gate", "--approve", "--no-resume").code == 0
+    decided = space.run("status", "--exit-code")
+    assert decided.code == 10
+    assert "interrupted" in decided.out
+    assert "dagrun resume" in decided.out
+    assert space.run("resume", "-q").code == 0
+    assert space.run("status", "--exit-code").code == 0
+
+
 def test_status_without_a_run(space: Space) -> None:
     assert space.run("status") == (
         9,
@@ -85,6 +99,22 @@ def test_a_run_at_work(space: Space) -> None:
 
 
 # ---------------------------------------------------------------- outputs
+
+
+def test_the_last_newline_of_an_output_is_not_printed_twice(space: Space) -> None:
+    space.file(
+        "lines.yaml",
+        """
+        version: 1
+        name: lines
+        nodes: {a: {run: 'printf "x\\ny\\n" > f', outputs: {text: {from: file, file: f}, n: {from: stdout}}}}
+        outputs: {text: nodes.a.text, n: nodes.a.n}
+        """,
+    )
+    shown = "text = x\ny\nn = \n"
+    assert space.run("execute", "lines.yaml", "-q") == (0, shown, "")
+    assert space.run("outputs").out == shown
+    assert space.run("outputs", "--json").json["outputs"] == {"text": "x\ny\n", "n": ""}
 
 
 def test_outputs(over: Space) -> None:
@@ -156,6 +186,8 @@ def test_logs_of_an_attempt(over: Space) -> None:
     done = over.run("logs", "bad", "--attempt", "3")
     assert done.code == 9
     assert "bad has 2 attempts, none is number 3" in done.err
+    assert "ok has 1 attempt, none is number 2" in over.run("logs", "ok", "--attempt", "2").err
+    assert over.run("logs", "ok", "--tail", "-1").code == 2
 
 
 def test_logs_needs_a_node_that_is_there(over: Space) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dagrun.cli.params import injected, typed_params
 from dagrun.core.names import Json
 from dagrun.core.workflow import Node, Param, Workflow, param_accepts
-from dagrun.errors import InputError, UsageError
+from dagrun.errors import InputError, NotFoundError, UsageError
 
 PARAMS = {
     "s": Param(type="string", has_default=True, default=""),
@@ -150,7 +150,6 @@ def test_fail(text: str, wanted: list[Json]) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["on"], "has no node `on`"),
         (["one:timedout"], "can be made to end as timedout"),
         (["one:completed"], "can be made to end as completed"),
         (["one:failed:x"], "is not NODE"),
@@ -161,4 +160,10 @@ def test_fail(text: str, wanted: list[Json]) -> None:
 def test_a_bad_fail(texts: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         injected(WORKFLOW, texts)
+    assert caught.value.hint
+
+
+def test_a_fail_of_no_node() -> None:
+    with pytest.raises(NotFoundError, match="has no node `on`") as caught:
+        injected(WORKFLOW, ["on"])
     assert caught.value.hint

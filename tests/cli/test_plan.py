@@ -54,6 +54,15 @@ def test_a_run_has_a_plan_and_its_times_come_next(space: Space) -> None:
     assert space.run("plan", "last", "--json").json["workflow"] == "fails"
 
 
+def test_a_file_has_a_plan_where_the_runs_can_not_be_read(space: Space) -> None:
+    (space.folder / ".dagrun").mkdir()
+    (space.folder / ".dagrun" / "runs").symlink_to("runs")  # for nobody, root included
+    assert space.run("runs").code == 8
+    done = space.run("plan", "hello.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("hello   2 nodes")
+
+
 def test_neither_a_file_nor_a_run(space: Space) -> None:
     done = space.run("plan", "zzzz")
     assert done.code == 9
@@ -61,6 +70,13 @@ def test_neither_a_file_nor_a_run(space: Space) -> None:
     assert space.run("plan", "zzzz.yaml").code == 2
     space.run("execute", "hello.yaml", "-q")
     assert space.run("plan", "last", "-p", "a=b").code == 2
+
+
+def test_a_question_has_a_time_of_its_own(space: Space) -> None:
+    nodes = "{a: {review: {message: go?, timeout: 2h}}, b: {review: {message: go?}}, c: {run: 'true'}}"
+    space.file("ask.yaml", f"version: 1\nname: ask\nnodes: {nodes}\n")
+    found = {n["id"]: n["timeout_s"] for n in space.run("plan", "ask.yaml", "--json").json["nodes"]}
+    assert found == {"a": 7200.0, "b": None, "c": 300.0}
 
 
 def test_a_dry_run_makes_nothing(space: Space) -> None:
@@ -111,16 +127,15 @@ build
   paths.read   . (default where paths is declared)
   paths.write  out (workflow)
   network      none (workflow)
-  tools        Read (node)
-  cost_budget  $0.30 (workflow)
+  inserts      agents with at most tools Read; cost_budget $0.30 (workflow and node)
 
 check
   isolation    process (default)
   paths.read   . (default where paths is declared)
   paths.write  out (workflow)
   network      none (workflow)
-  cost_budget  $0.30 (workflow)
   secrets      the file $TOKEN_FILE (node)
+  inserts      agents with at most cost_budget $0.30 (workflow)
 """
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,40 @@ def test_an_exported_run_is_a_workflow_again(space: Space) -> None:
     again = yaml.safe_load((space.folder / "again.yaml").read_text())
     assert set(again["nodes"]) == {"name-fallback", "greet"}
     assert space.run("export", "--json").json == again
+
+
+def test_an_exported_file_elsewhere_names_the_same_files(space: Space) -> None:
+    space.file("flows/rules/talk.yaml", "rules: [{node: greet, text: Hello}]\n")
+    space.file("flows/skills/polite/SKILL.md", "---\nname: polite\ndescription: Be polite.\n---\nSay please.\n")
+    space.file(
+        "flows/talk.yaml",
+        """
+        version: 1
+        name: talk
+        provider: {kind: fake, rules: rules/talk.yaml}
+        nodes: {greet: {agent: {prompt: Greet, skills: [polite]}, outputs: {text: {}}}}
+        outputs: {text: nodes.greet.text}
+        """,
+    )
+    assert space.run("execute", "flows/talk.yaml", "-q") == (0, "text = Hello\n", "")
+    (space.folder / "out").mkdir()
+    done = space.run("export", "-o", "out/again.yaml")
+    assert yaml.safe_load((space.folder / "out/again.yaml").read_text())["provider"]["rules"] == (
+        "../flows/rules/talk.yaml"
+    )
+    assert (done.code, done.out) == (0, "")
+    assert done.err == (
+        "wrote out/again.yaml\n"
+        "warning: the skill `polite` is not found from there: copy flows/skills/polite to out/skills\n"
+        "  help: dagrun execute out/again.yaml\n"
+    )
+    shutil.copytree(space.folder / "flows/skills", space.folder / "out/skills")
+    assert space.run("execute", "out/again.yaml", "-q") == (0, "text = Hello\n", "")
+    # what a pipe gets is named from here
+    assert space.run("export", "--json").json["provider"]["rules"] == "flows/rules/talk.yaml"
+    (space.folder / "flows/rules/talk.yaml").unlink()
+    gone = space.run("export", "-o", "more.yaml").err
+    assert "warning: it names flows/rules/talk.yaml, which is not there\n" in gone
 
 
 # ---------------------------------------------------------------- edited plans, files

@@ -26,6 +26,20 @@ def test_newest_first(space: Space) -> None:
     assert limited.err == "1 older: dagrun runs --limit 2\n"
 
 
+def test_from_a_folder_inside_the_project_it_says_where_the_runs_are(space: Space) -> None:
+    space.run("execute", "hello.yaml", "-q")
+    (space.folder / "src" / "deep").mkdir(parents=True)
+    hint = "  help: there are runs in ../..: dagrun -C ../.. runs\n"
+    told = space.shell("cd src/deep && dagrun runs")
+    assert (told.code, told.out, told.err) == (0, "", f"there is no run in this project yet\n{hint}")
+    for words in ("trace show", "status", "logs who", "resume", "outputs zzzz"):
+        told = space.shell(f"cd src/deep && dagrun {words}")
+        assert (told.code, told.err.splitlines()[-1] + "\n") == (9, hint)
+    assert space.shell("cd src/deep && dagrun -C ../.. runs").out == space.run("runs").out
+    # from elsewhere the way to type it is from there
+    assert "dagrun -C src/deep -C ../.. runs" in space.run("-C", "src/deep", "status").err
+
+
 def test_gc_keeps_the_newest(space: Space) -> None:
     for _ in range(3):
         space.run("execute", "hello.yaml", "-q")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
 from dagrun.core.agents import TEXT_OUTPUT, default_level
 from dagrun.core.lattice import as_scope, effective
-from dagrun.core.names import Json, Outcome, Schedule
+from dagrun.core.names import Json, NodeId, Outcome, Schedule
 from dagrun.core.permissions import Isolation, Network, Paths, Permissions
 from dagrun.core.workflow import (
     Agent,
@@ -141,18 +142,27 @@ reviews = st.builds(
 )
 
 
-def _inputs(read: list[str]) -> st.SearchStrategy[Input]:
-    default: st.SearchStrategy[dict[str, Any]] = st.one_of(
-        st.just({}), json_values.map(lambda v: {"has_default": True, "default": v})
-    )
-    literal = json_values.filter(lambda v: not (isinstance(v, str) and v.startswith(("nodes.", "params."))))
-    kinds: list[st.SearchStrategy[dict[str, Any]]] = [literal.map(lambda v: {"value": v})]
+# Hypothesis looks a new strategy through before it draws from it, which takes longer than the drawing:
+# what is drawn from again and again is made once.
+_DEFAULTS: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}), json_values.map(lambda v: {"has_default": True, "default": v})
+)
+_LITERALS = json_values.filter(lambda v: not (isinstance(v, str) and v.startswith(("nodes.", "params.")))).map(
+    lambda v: {"value": v}
+)
+
+
+@cache
+def _inputs(read: tuple[str, ...]) -> st.SearchStrategy[dict[str, Input]]:
+    kinds: list[st.SearchStrategy[dict[str, Any]]] = [_LITERALS]
     if read:
         kinds.append(st.sampled_from(read).map(lambda e: {"expression": e}))
-    return st.builds(lambda a, b, o: Input(**a, **b, optional=o), st.one_of(kinds), default, st.booleans())
+    one = st.builds(lambda a, b, o: Input(**a, **b, optional=o), st.one_of(kinds), _DEFAULTS, st.booleans())
+    return st.dictionaries(st.sampled_from(["i", "in-2", "null"]), one, max_size=2)
 
 
-def _subsets(values: list[str]) -> st.SearchStrategy[tuple[str, ...]]:
+@cache
+def _subsets(*values: str) -> st.SearchStrategy[tuple[str, ...]]:
     return st.lists(st.sampled_from(values), unique=True, max_size=3).map(tuple) if values else st.just(())
 
 
@@ -163,10 +173,12 @@ DENIED = (".env*", "src/keys", "*.pem")
 HOSTS = ("example.com", "example.com:443", "a.b-c.org")
 
 
+@cache
 def _some(values: tuple[str, ...], least: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
     return st.lists(st.sampled_from(values), unique=True, min_size=least, max_size=min(3, len(values))).map(tuple)
 
 
+@cache
 def _none_or_some(values: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...] | None]:
     """Nothing said, or some of `values`, which are those of the scope above."""
     return st.one_of(st.none(), _some(values) if values else st.just(()))
@@ -200,17 +212,27 @@ dockers = st.builds(
 LEVELS: tuple[Isolation, ...] = ("none", "context", "process", "container")
 
 
-def _paths(run: Paths | None) -> st.SearchStrategy[Paths]:
-    """Roots that are among those of the run, where it has any."""
+@cache
+def _paths(run: Paths | None) -> st.SearchStrategy[Paths | None]:
+    """Roots that are among those of the run, where it has any; or nothing said."""
     read, write = (ROOTS, ROOTS) if run is None else (run.read or (), run.write or ())
-    return st.builds(Paths, read=_none_or_some(read), write=_none_or_some(write), deny=_some(DENIED))
+    return st.one_of(
+        st.none(), st.builds(Paths, read=_none_or_some(read), write=_none_or_some(write), deny=_some(DENIED))
+    )
 
 
-def _networks(run: Network | None) -> st.SearchStrategy[Network]:
+@cache
+def _networks(run: Network | None) -> st.SearchStrategy[Network | None]:
     hosts = run if isinstance(run, tuple) else HOSTS
     narrower: list[st.SearchStrategy[Network]] = [st.just("none")]
     narrower += [_some(hosts, 1)] if run != "none" else []
-    return st.one_of(*narrower, *([st.just("any")] if run in (None, "any") else []))
+    narrower += [st.just("any")] if run in (None, "any") else []
+    return st.one_of(st.none(), st.one_of(narrower))
+
+
+@cache
+def _budgets(run: int | None) -> st.SearchStrategy[int | None]:
+    return st.one_of(st.none(), MONEY if run is None else st.integers(0, run))
 
 
 @st.composite
@@ -227,16 +249,16 @@ def _rights(draw: st.DrawFn, run: Permissions | None) -> dict[str, Any]:
     holds = at >= LEVELS.index("process")
     made = Permissions(
         tools=draw(_none_or_some(TOOLS if run.tools is None else run.tools)),
-        paths=draw(st.one_of(st.none(), _paths(run.paths)) if holds else st.none()),
+        paths=draw(_paths(run.paths)) if holds else None,
         models=draw(_none_or_some(MODELS if run.models is None else run.models)),
-        network=draw(st.one_of(st.none(), _networks(run.network)) if holds else st.none()),
-        cost_budget=draw(st.one_of(st.none(), MONEY if run.cost_budget is None else st.integers(0, run.cost_budget))),
+        network=draw(_networks(run.network)) if holds else None,
+        cost_budget=draw(_budgets(run.cost_budget)),
         isolation=draw(st.sampled_from([None, *LEVELS[LEVELS.index(run.isolation or "none") : at + 1]])),
     )
     return {
         "isolation": isolation,
         "permissions": made if made != Permissions() else None,
-        "docker": draw(dockers if isolation == "container" else st.none()),
+        "docker": draw(dockers) if isolation == "container" else None,
     }
 
 
@@ -280,16 +302,31 @@ def _wishes(allowed: tuple[str, ...] | None) -> list[str]:
     ]
 
 
+_OR_FILLED = st.one_of(st.just(""), filled)
+_OR_LINES = st.one_of(st.just(""), lines)
+_OR_TEXTS = st.one_of(st.just(""), texts)
+_OR_DURATIONS = st.one_of(st.just(0.0), durations)
+_OR_RETRIES = st.one_of(st.just(Node(id=NodeId("x")).retry), retries)
+_OR_REVIEWS = st.one_of(st.just(Review()), reviews)
+_NO_OR_REVIEWS = st.one_of(st.none(), _OR_REVIEWS)
+_RUNS = st.one_of(filled, st.lists(texts, max_size=2).map(lambda w: ("tool", *w)))
+_OUTPUTS = st.dictionaries(st.sampled_from(OUT), outputs, max_size=2)
+_AGENT_OUTPUTS = st.dictionaries(st.sampled_from(OUT), st.builds(Output, schema=schemas), max_size=2)
+_AGENT_ENV = st.dictionaries(st.sampled_from(["A", "null"]), texts, max_size=2)
+_ENV = st.dictionaries(st.sampled_from(["A", "B_2", "null"]), texts, max_size=3)
+_OBJECT: Any = {"type": "object", "properties": {"o": {"type": "string"}}}
+
+
 @st.composite
 def agents(draw: st.DrawFn, tools: tuple[str, ...] | None, wishes: list[str], *, repairs: bool = False) -> Agent:
     """An agent that asks for no more than it may."""
-    offer = draw(st.one_of(st.none(), _some(TOOLS if tools is None else tools) if tools != () else st.just(())))
+    offer = draw(_none_or_some(TOOLS if tools is None else tools)) if tools != () else ()
     servers = draw(st.sampled_from([(), ("files",)]))
     if offer is not None and "mcp__files__list" in offer:
         servers = ("files",)
     return Agent(
-        prompt=draw(st.one_of(st.just("") if repairs else filled, filled)),
-        system=draw(st.one_of(st.just(""), filled)),
+        prompt=draw(_OR_FILLED if repairs else filled),
+        system=draw(_OR_FILLED),
         skills=draw(_some(("code-review", "x.1"))),
         model=draw(st.sampled_from(wishes)),
         tools=offer,
@@ -316,8 +353,8 @@ def _agent_node(draw: st.DrawFn, common: dict[str, Any], run: Permissions | None
         rights = {**rights, "isolation": level, "docker": rights["docker"] if boxed else None}
     elif rights["isolation"] == "process" and held.isolation == "container":  # less than the floor, where it is written
         rights = {**rights, "isolation": "container", "docker": draw(dockers)}
-    schema: Any = draw(st.sampled_from([None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
-    declared = draw(st.dictionaries(st.sampled_from(OUT), st.builds(Output, schema=schemas), max_size=2))
+    schema = draw(st.sampled_from([None, _OBJECT]))
+    declared = draw(_AGENT_OUTPUTS)
     if schema is not None:
         declared = {**declared, "o": Output()}
     return Node(
@@ -327,11 +364,11 @@ def _agent_node(draw: st.DrawFn, common: dict[str, Any], run: Permissions | None
         group=draw(st.sampled_from(["", "talk"])) if rights["isolation"] == "none" else "",
         outputs=declared or dict(TEXT_OUTPUT),
         output_schema=schema,
-        env=draw(st.dictionaries(st.sampled_from(["A", "null"]), texts, max_size=2)),
-        secrets=draw(_subsets(["TOKEN"])),
-        retry=draw(st.one_of(st.just(Node(id="x").retry), retries)),
+        env=draw(_AGENT_ENV),
+        secrets=draw(_subsets("TOKEN")),
+        retry=draw(_OR_RETRIES),
         timeout_s=draw(durations),
-        artifacts=draw(_subsets(["out/*.json", "x y"])),
+        artifacts=draw(_subsets("out/*.json", "x y")),
         on_failure=draw(st.sampled_from([None, OnFailure(review=Review())])),
     )
 
@@ -339,39 +376,39 @@ def _agent_node(draw: st.DrawFn, common: dict[str, Any], run: Permissions | None
 @st.composite
 def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: Permissions | None = None) -> Node:
     """A node that may wait for those before it, with permissions within the run's; half of them are nearly plain."""
-    needs = draw(_subsets([n.id for n in earlier]))
+    needs = draw(_subsets(*(n.id for n in earlier)))
     read = [f"nodes.{n.id}.{o}" for n in earlier for o in n.outputs] + [f"nodes.{n.id}.status" for n in earlier]
-    inputs = draw(st.dictionaries(st.sampled_from(["i", "in-2", "null"]), _inputs(read), max_size=2))
+    inputs = draw(_inputs(tuple(read)))
     common: dict[str, Any] = {"id": name, "needs": needs, "inputs": inputs}
     if draw(st.integers(0, 4)) == 0:
-        return Node(**common, review=draw(reviews), title=draw(st.one_of(st.just(""), lines)))
+        return Node(**common, review=draw(reviews), title=draw(_OR_LINES))
     if depth and draw(st.integers(0, 2)) == 0 and (asks := draw(_agent_node(common, run))) is not None:
         return asks
-    common["run"] = draw(st.one_of(filled, st.lists(texts, max_size=2).map(lambda w: ("tool", *w))))
-    declared = draw(st.dictionaries(st.sampled_from(OUT), outputs, max_size=2))
+    common["run"] = draw(_RUNS)
+    declared = draw(_OUTPUTS)
     if draw(st.booleans()):
         return Node(**common, outputs=declared)
     rights = draw(_rights(run))
     held = effective(run, rights["permissions"], rights["isolation"])
-    schema: Any = draw(st.sampled_from([None, None, {"type": "object", "properties": {"o": {"type": "string"}}}]))
+    schema = draw(st.sampled_from([None, None, _OBJECT]))
     if schema is not None:
         declared.setdefault("o", Output())
     return Node(
         **common,
         outputs=declared,
         output_schema=schema,
-        title=draw(st.one_of(st.just(""), lines)),
+        title=draw(_OR_LINES),
         shell=draw(st.sampled_from(["sh", "bash"])),
-        cwd=draw(st.one_of(st.just(""), filled)),
-        env=draw(st.dictionaries(st.sampled_from(["A", "B_2", "null"]), texts, max_size=3)),
-        pass_env=draw(_subsets(["CI", "GITHUB_*"])),
-        secrets=draw(_subsets(["TOKEN"])),
-        secret_files=draw(_subsets(["KEY", "no"])),
+        cwd=draw(_OR_FILLED),
+        env=draw(_ENV),
+        pass_env=draw(_subsets("CI", "GITHUB_*")),
+        secrets=draw(_subsets("TOKEN")),
+        secret_files=draw(_subsets("KEY", "no")),
         condition=draw(st.sampled_from(["", "always()", "!cancelled()", "params.p == 'a: b'"])),
-        artifacts=draw(_subsets(["out/*.json", "x y"])),
-        retry=draw(st.one_of(st.just(Node(id="x").retry), retries)),
+        artifacts=draw(_subsets("out/*.json", "x y")),
+        retry=draw(_OR_RETRIES),
         timeout_s=draw(durations),
-        grace_s=draw(st.one_of(st.just(0.0), durations)),
+        grace_s=draw(_OR_DURATIONS),
         idempotent=draw(st.booleans()),
         continue_on_error=draw(st.booleans()),
         **rights,
@@ -381,56 +418,59 @@ def nodes(draw: st.DrawFn, name: str, earlier: list[Node], depth: int = 1, run: 
             st.sampled_from([{}, {"cpu": 0.5}, {"cpu": 2, "memory": 3 << 20}, {"memory": 1 << 20, "gpu": 1}])
         ),
         output_bytes=draw(st.sampled_from([256 << 20, 1 << 20, 1000])),
-        estimate_s=draw(st.one_of(st.just(0.0), durations)),
-        on_failure=draw(st.one_of(st.none(), _on_failure(name, earlier, depth, as_scope(held)))),
+        estimate_s=draw(_OR_DURATIONS),
+        on_failure=draw(_on_failure(name, earlier, depth, as_scope(held))) if draw(st.booleans()) else None,
     )
 
 
 @st.composite
 def _on_failure(draw: st.DrawFn, name: str, earlier: list[Node], depth: int, run: Permissions | None) -> OnFailure:
-    plain = st.one_of(st.just(Review()), reviews)
     if depth and draw(st.booleans()):
         inner = draw(nodes(f"{name}-fallback", earlier, depth - 1, run))
         if not inner.outputs:  # else it would have to give what the node gives
-            return OnFailure(fallback_node=inner, review=draw(st.one_of(st.none(), plain)))
+            return OnFailure(fallback_node=inner, review=draw(_NO_OR_REVIEWS))
     wishes = _wishes(run.models if run is not None else None)
     asks = draw(st.booleans())
     if asks and wishes:
         repair = draw(agents(run.tools if run is not None else None, wishes, repairs=True))
         return OnFailure(replanner=repair)
-    return OnFailure(review=draw(plain))
+    return OnFailure(review=draw(_OR_REVIEWS))
+
+
+_LIMITS = st.builds(
+    Limits,
+    parallel=st.one_of(st.none(), st.integers(1, 9)),
+    timeout_s=st.one_of(st.none(), durations),
+    resources=st.just({"cpu": 4, "memory": 8 << 30, "gpu": 1.5}),
+    revisions=st.sampled_from([3, 0]),
+    fallback_chain=st.sampled_from([2, 5]),
+    growth=st.sampled_from([150, 300]),
+    growth_nodes=st.sampled_from([10, 0]),
+)
+_NO_OR_PERMISSIONS = st.one_of(st.none(), run_permissions)
+_NO_OR_DOCKERS = st.one_of(st.none(), dockers)
 
 
 @st.composite
 def workflows(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> Workflow:
     """A workflow that `check` finds nothing wrong with."""
     made: list[Node] = []
-    run = draw(st.one_of(st.none(), run_permissions))
+    run = draw(_NO_OR_PERMISSIONS)
     for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=5, unique=True)):
         made.append(draw(nodes(name, made, run=run)))
     spare = [
         draw(nodes(name, made, run=run))
         for name in draw(st.lists(st.sampled_from(["t1", "t-2"]), max_size=2, unique=True))
     ]
-    limits = st.builds(
-        Limits,
-        parallel=st.one_of(st.none(), st.integers(1, 9)),
-        timeout_s=st.one_of(st.none(), durations),
-        resources=st.just({"cpu": 4, "memory": 8 << 30, "gpu": 1.5}),
-        revisions=st.sampled_from([3, 0]),
-        fallback_chain=st.sampled_from([2, 5]),
-        growth=st.sampled_from([150, 300]),
-        growth_nodes=st.sampled_from([10, 0]),
-    )
     reads = [f"nodes.{n.id}.{o}" for n in made for o in n.outputs] or ["fixed"]
     return Workflow(
         name=draw(lines),
-        description=draw(st.one_of(st.just(""), texts)),
+        description=draw(_OR_TEXTS),
         nodes={n.id: n for n in made},
         templates={n.id: n for n in spare},
         params={"p": draw(st.sampled_from([Param(), Param(has_default=True, default="3.10"), Param(description="no")]))}
         | draw(st.sampled_from([{}, {"q": Param(type="integer", has_default=True, default=3, enum=(1, 3))}])),
-        limits=draw(limits),
+        limits=draw(_LIMITS),
         schedule=draw(st.sampled_from(list(Schedule))),
         durability=draw(st.sampled_from(["default", "strict"])),
         fail_fast=draw(st.booleans()),
@@ -443,6 +483,6 @@ def workflows(draw: st.DrawFn, names: tuple[str, ...] = NAMES) -> Workflow:
         provider=draw(providers),
         mcp_servers=draw(st.sampled_from([SERVERS, {"files": SERVERS["files"]}])),
         permissions=run,
-        docker=draw(dockers if run is not None and run.isolation == "container" else st.one_of(st.none(), dockers)),
+        docker=draw(dockers if run is not None and run.isolation == "container" else _NO_OR_DOCKERS),
         outputs=draw(st.dictionaries(st.sampled_from(["r", "s"]), st.sampled_from(reads), max_size=2)),
     )

@@ -59,6 +59,7 @@ provider:
   base_url: http://127.0.0.1:8080/v1
   prices: {openai/gpt-5: {input: 3.10, output: "15"}, local/x: free, local/y: {free: true}}
   budget: estimate
+  classes: {cheap: 2.50, expensive: "30"}
 secrets: {TOKEN: {env: T}}
 mcp_servers:
   files:
@@ -135,6 +136,7 @@ def test_all_keys_are_read(everything: Workflow) -> None:
             "local/y": {"free": True},
         },
         budget="estimate",
+        classes={"cheap": "2.50", "expensive": "30"},
     )
     assert everything.mcp_servers == {
         "files": McpServer(
@@ -357,6 +359,10 @@ def test_a_tier_that_is_permitted_and_nowhere_declared() -> None:
         ("provider: {prices: {a/b: {input: 3, output: 1, cache: 1}}}", "unknown-key", "`cached`"),
         ("provider: {prices: {a/b: {free: true, input: 1}}}", "bad-value", "no other price"),
         ("provider: {prices: {a/b: {free: false}}}", "bad-value", "no price"),
+        ("provider: {classes: {dear: 3}}", "unknown-key", "`cheap` and `expensive`"),
+        ("provider: {classes: {cheap: $3}}", "bad-value", "write 3"),
+        ("provider: {classes: {cheap: 15}}", "bad-classes", "less than"),
+        ("provider: {classes: {expensive: 5}}", "bad-classes", "less than"),
         ("provider: {budget: soft}", "bad-value", "`strict` or `estimate`"),
         ("mcp_servers: {s: {}}", "bad-server", "`command` and `url`"),
         ("mcp_servers: {s: {command: [a], url: 'https://x'}}", "bad-server", "keep one"),
@@ -550,6 +556,18 @@ def test_a_change_that_no_agent_takes(change: str, code: str, column: int) -> No
         read_patch(f"operations: [{{{change}}}]".encode(), "patch.yaml", load(AGENT).workflow)
     (problem,) = caught.value.problems
     assert (problem.code, problem.column) == (code, column)
+
+
+def test_a_retry_merges_permissions() -> None:
+    workflow = load(AGENT).workflow
+    text = b"operations: [{retry: {id: a, set: {permissions: {cost_budget: 0.25}, model: strong}}}]"
+    made = read_patch(text, "patch.yaml", workflow)
+    (retry,) = made.operations
+    assert isinstance(retry, Retry)
+    assert retry.node is not None
+    assert retry.node.permissions is not None
+    assert retry.node.permissions.cost_budget == 250_000_000
+    assert made.written == ({"retry": {"id": "a", "set": {"permissions": {"cost_budget": 0.25}, "model": "strong"}}},)
 
 
 def test_a_patch_inserts_an_agent() -> None:

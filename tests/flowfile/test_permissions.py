@@ -396,15 +396,10 @@ def test_what_only_the_whole_can_tell_has_its_place(text: str, code: str, place:
     assert (problem.code, (problem.line, problem.column)) == (code, place)
 
 
-def test_hosts_that_no_container_is_held_to_are_a_warning() -> None:
-    boxed = "isolation: container, docker: a"
-    (warning,) = load(node(f"{boxed}, permissions: {{network: [a.com]}}")).warnings
-    assert (warning.code, warning.severity, warning.line, warning.column) == ("not-held", "warning", 1, 68)
-    run = "permissions: {network: [a.com]}\n"
-    (warning,) = load(run + node(boxed)).warnings
-    assert (warning.code, warning.line, warning.column) == ("not-held", 2, 32)
-    assert load(run + node(f"{boxed}, permissions: {{network: none}}")).warnings == ()
-    assert load(run + node("isolation: process")).warnings == ()
+def test_hosts_are_no_reason_for_a_warning_at_any_level_with_walls() -> None:
+    for level in ("isolation: process", "isolation: container, docker: a"):
+        assert load(node(f"{level}, permissions: {{network: [a.com]}}")).warnings == ()
+        assert load("permissions: {network: [a.com]}\n" + node(level)).warnings == ()
 
 
 def test_an_image_that_means_nothing_is_a_warning_unless_it_is_there_for_others() -> None:

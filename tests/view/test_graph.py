@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,37 @@ def test_the_barrier_has_a_price() -> None:
     )
     view = outlook(plan, 4, {})
     assert (view.waves_s, view.ready_s, view.path_s, view.work_s) == (20.0, 11.0, 11.0, 22.0)
+
+
+FORK = (node("a"), node("b"), node("c", "b"), node("d", "a"), node("e", "d"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ((10, 10, 10, 10, 10), "; the barrier costs nothing\n"),
+        ((10, 1, 10, 1, 1), "; the barrier costs ~9.0s: schedule: ready would take ~12s\n"),
+        ((1000, 1, 1, 1010, 1), "; the barrier costs nothing\n"),
+        ((1000, 1010, 1, 1000, 1), "; the barrier costs ~10s: schedule: ready would take ~33m21s\n"),
+    ],
+)
+def test_what_the_barrier_costs_is_always_said(seconds: tuple[int, ...], said: str) -> None:
+    nodes = [replace(n, estimate_s=float(s)) for n, s in zip(FORK, seconds, strict=True)]
+    text = plan_text(plan_of(*nodes), width=None, room_parallel=4, params={})
+    assert said in text
+    assert "barrier" not in plan_text(
+        plan_of(*nodes, schedule=Schedule.READY), width=None, room_parallel=4, params={}
+    )
+
+
+@pytest.mark.parametrize(("parallel", "said"), [(4, "nothing"), (2, "1 of 5 steps")])
+def test_without_times_the_barrier_costs_steps(parallel: int, said: str) -> None:
+    wide = (node("a"), node("b"), node("c"), node("d", "a"), node("e", "d"), node("f", "e"))
+    text = plan_text(plan_of(*wide), width=None, room_parallel=parallel, params={})
+    assert text.splitlines()[-1] == (
+        "time    not known before the first run, without an estimate: in a node; "
+        f"if all took equally long, the barrier would cost {said}"
+    )
 
 
 def test_slots_and_resources_count() -> None:

@@ -51,12 +51,11 @@ fetch
   paths.write  out (workflow)
   paths.deny   .env* (workflow)
   network      api.example.com:443, example.com (workflow)
-  tools        Bash(git:*), Read (workflow)
-  models       cheap (workflow)
-  cost_budget  $1.00 (workflow)
   memory       512Mi (node)
   pids         64 (node)
   secrets      $TOKEN, the file $KEY_FILE (node)
+  inserts      agents with at most tools Bash(git:*), Read; models cheap;
+               cost_budget $1.00 (workflow)
 
 clean, spare (template)
   isolation    process (default)
@@ -64,9 +63,8 @@ clean, spare (template)
   paths.write  out (workflow)
   paths.deny   .env* (workflow)
   network      api.example.com:443, example.com (workflow)
-  tools        Bash(git:*), Read (workflow)
-  models       cheap (workflow)
-  cost_budget  $1.00 (workflow)
+  inserts      agents with at most tools Bash(git:*), Read; models cheap;
+               cost_budget $1.00 (workflow)
 
 untrusted
   isolation    container (node)
@@ -74,12 +72,11 @@ untrusted
   paths.write  nothing (node)
   paths.deny   .env* (workflow)
   network      none (node)
-  tools        Bash(git:*), Read (workflow)
-  models       cheap (workflow)
-  cost_budget  $0.25 (node)
   image        python:3.12-slim (workflow)
   pull         missing (node)
   user         1000:1000 (node)
+  inserts      agents with at most tools Bash(git:*), Read; models cheap;
+               cost_budget $0.25 (workflow and node)
 
 """
 
@@ -109,6 +106,25 @@ a
 """
     )
     assert f"  network      {', '.join(hosts)} (node)\n" in permissions_text(plan, width=None)
+
+
+def test_what_only_agents_have_is_not_said_of_a_command() -> None:
+    nodes = (
+        Node(id="a", run="x"),
+        Node(id="b", run="x", on_failure=OnFailure(replanner=Agent(prompt="mend"))),
+        Node(id="c", agent=Agent(prompt="x")),
+    )
+    plan = plan_of(*nodes, permissions=Permissions(tools=("Read",), cost_budget=10**9), provider=Provider(kind="fake"))
+    told = {part.split("\n")[0]: part for part in permissions_text(plan, width=None).split("\n\n")}
+    assert "  tools " not in told["a"]
+    assert "  cost_budget " not in told["a"]
+    assert "  inserts      agents with at most tools Read; cost_budget $1.00 (workflow)" in told["a"]
+    for name in ("b", "c"):
+        assert "  tools        Read (workflow)\n" in told[name]
+        assert "  cost_budget  $1.00 (workflow)\n" in told[name]
+        assert "inserts" not in told[name]
+    bare = permissions_text(plan_of(nodes[0]), width=None)
+    assert "inserts" not in bare
 
 
 def test_what_is_not_held_is_said() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dagrun.core.event import ReviewRequested, RunEnded
+from dagrun.core.event import ReviewRequested, RunEnded, StopRequested
 from dagrun.core.names import Outcome, RunStatus, Schedule
 from dagrun.core.permissions import Permissions
 from dagrun.core.workflow import Retry
@@ -32,6 +32,20 @@ def test_a_failed_run() -> None:
         "  see its output          dagrun logs r7k2 lint-docs\n"
         "  see everything          dagrun trace show r7k2 --node lint-docs\n"
     )
+
+
+def test_one_long_reason_of_all_tries_is_told_once() -> None:
+    story = Story([node("a", retry=Retry(max_attempts=2))])
+    for second in (1, 2):
+        story.start("a").at(second).end("a", Outcome.FAILED, error="stdout is not JSON: line 1, column 2")
+    text = end_summary(story.state)
+    assert "✗ a  (wave 1, 2 tries, each time: stdout is not JSON: line 1, column 2)\n" in text
+
+
+def test_what_was_cut_off_did_run() -> None:
+    story = Story([node("a"), node("b", "a"), node("c", "b")]).start("a").at(1).end("a", Outcome.COMPLETED)
+    story.tell(StopRequested(cause="cancel", mode="now")).start("b").at(2).end("b", Outcome.CANCELLED).finish()
+    assert end_summary(story.state).startswith("CANCELLED  release-notes r7k2  in 2.0s  1 ok, 1 cancelled, 1 not run")
 
 
 def test_a_run_that_went_well() -> None:
