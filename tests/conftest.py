@@ -1,9 +1,14 @@
-"""What all tests share: Hypothesis never fails a test because the machine is busy, and Docker is there in CI."""
+"""What all tests share: Hypothesis never fails a test because the machine is busy, and Docker is there in CI.
+
+And no time is lost: nothing is compiled twice, and the files that take longest do not come last.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +26,59 @@ settings.load_profile("dagrun")
 ROOT = Path(__file__).parents[1]
 THREADS_END_S = 20.0
 _STARTED = pytest.StashKey[int]()
+# The files that take longest, longest first, for workers that take a file at a time: begun last, one would
+# keep one of them at work while all others have nothing left to do. A file that is missing here costs only time.
+LONGEST = (
+    "engine/test_kill.py",
+    "engine/test_budget.py",
+    "engine/test_injection.py",
+    "escapes/test_escapes.py",
+    "engine/test_replanner.py",
+    "engine/test_secrets_hunt.py",
+    "engine/test_agent_hostile.py",
+    "test_docs.py",
+    "sandbox/test_container_escapes.py",
+    "sandbox/test_container.py",
+    "engine/test_agents.py",
+    "engine/test_agent_keys.py",
+    "engine/test_live_runs.py",
+    "cli/test_replan.py",
+    "agent/test_broker.py",
+    "test_workflows.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every start of the program reads compiled modules, and its `python3` is none that first looks for a version."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the files of most tests
+    # Hundreds of processes are started here: each would compile all of dagrun anew where this is set.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    os.environ["PATH"] = _without_shims(os.environ.get("PATH", os.defpath))
+
+
+def _without_shims(path: str) -> str:
+    """PATH without the folders whose python3 is a script that chooses a version; as it is, where there is no other."""
+    folders = [folder for folder in path.split(os.pathsep) if not _is_script(Path(folder, "python3"))]
+    kept = os.pathsep.join(folders)
+    return kept if shutil.which("python3", path=kept) else path
+
+
+def _is_script(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(2) == b"#!"
+    except OSError:
+        return False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest where several are made at once."""
+    if hasattr(config, "workerinput"):
+        rank = {str(ROOT / "tests" / name): place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
