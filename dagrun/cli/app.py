@@ -43,7 +43,6 @@ COMMANDS: Mapping[str, Entry] = {
     "completion": Entry("dagrun.cli.shell", "completion", "The completion script of your shell."),
     "version": Entry("dagrun.cli.shell", "version", "The version of dagrun."),
 }
-LATER: tuple[str, ...] = ()
 
 # What a machine lacks; anything else that the system refuses is a bug of ours.
 _MACHINE = frozenset(
@@ -54,7 +53,6 @@ _MACHINE = frozenset(
 
 class _Program(LazyGroup):
     table: ClassVar[Mapping[str, Entry]] = COMMANDS
-    later: ClassVar[Sequence[str]] = LATER
     common: ClassVar[list[Any]] = SHOWN
 
 
@@ -227,4 +225,4 @@ def _report_file(story: str, words: Sequence[str]) -> str:
     return ""
 
 
-__all__ = ["COMMANDS", "LATER", "door", "main", "program"]
+__all__ = ["COMMANDS", "door", "main", "program"]

@@ -161,7 +161,6 @@ class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are called."""
 
     table: ClassVar[Mapping[str, Entry]] = {}
-    later: ClassVar[Sequence[str]] = ()
     common: ClassVar[list[TyperOption]] = HIDDEN
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -185,8 +184,6 @@ class LazyGroup(TyperGroup):
         """The command that the first word names. Raises UsageError with what it might have been."""
         name = args[0]
         path = ctx.command_path
-        if name in self.later:
-            raise UsageError(f"not yet: `{path} {name}` comes in a later version", hint=f"what there is: {path} --help")
         found = self.get_command(ctx, name)
         if found is None and not ctx.resilient_parsing:
             raise UsageError(f"there is no command `{path} {name}`", hint=suggest_command(path, name, self.table))

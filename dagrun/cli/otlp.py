@@ -28,7 +28,7 @@ _SHOWN = 300  # characters of what a collector answered
     "export",
     "dagrun trace export --otlp spans.json\n"
     "dagrun trace export r7k2 --otlp http://localhost:4318\n"
-    "dagrun trace export --otlp - --content | jq '.resourceSpans[].scopeSpans[].spans[].name'",
+    "dagrun trace export --otlp - --content | jq '.resourceSpans[].scopeSpans[]'",
 )
 def export(
     ctx: typer.Context,

@@ -167,6 +167,11 @@ def completed_runs(workflow: str, count: int) -> Iterator[RunDir]:
                 return
 
 
+def workflow_of(run: RunDir) -> str:
+    """The workflow that a run is of, from the head of its journal; empty where it can't be read at a glance."""
+    return str(_ends(run)[0].get("workflow", ""))
+
+
 def _ends(run: RunDir) -> tuple[dict[str, object], dict[str, object]]:
     """The first and the last event of a run's journal; empty where they can't be read at a glance."""
     try:

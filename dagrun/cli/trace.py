@@ -32,8 +32,8 @@ class _Trace(LazyGroup):
         "list": Entry("dagrun.cli.runs", "list_runs", "The runs of this project."),
         "follow": Entry("dagrun.cli.trace", "follow", "Watch a run from another terminal."),
         "export": Entry("dagrun.cli.otlp", "export", "A run as OpenTelemetry spans."),
+        "diff": Entry("dagrun.cli.tracediff", "diff", "What went another way in one run than in another."),
     }
-    later: ClassVar[tuple[str, ...]] = ("diff",)
 
 
 def _trace() -> None:

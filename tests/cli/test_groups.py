@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dagrun.cli.app import COMMANDS, LATER, program
+from dagrun.cli.app import COMMANDS, program
 from dagrun.cli.console import Settings
 from dagrun.cli.groups import LazyGroup
 
@@ -18,6 +18,8 @@ PATHS = [
     ("trace", "show"),
     ("trace", "list"),
     ("trace", "follow"),
+    ("trace", "export"),
+    ("trace", "diff"),
     ("runs", "gc"),
     ("import", "wfformat"),
 ]
@@ -43,25 +45,16 @@ def test_every_command_has_a_help_with_an_example_in_80_columns(path: tuple[str,
     assert "-C DIR, --json, -q, -v, --no-input, --color" in text
 
 
-def test_the_program_shows_every_command_and_none_that_comes_later() -> None:
+def test_the_program_shows_every_command() -> None:
     text = help_of()
     commands = text.partition("Commands:\n")[2]
     assert [line.split()[0] for line in commands.splitlines()] == list(COMMANDS)
-    assert not any(f"  {name} " in text for name in LATER)
     assert [line for line in text.splitlines() if len(line) > 80] == []
 
 
 def test_the_help_of_the_table_is_the_help_of_the_command() -> None:
     """The table says what a command does without importing it: both must be a sentence."""
     assert all(entry.help.endswith(".") and len(entry.help) < 65 for entry in COMMANDS.values())
-
-
-@pytest.mark.parametrize("words", [["trace", "diff"], ["trace", "diff", "--json"]])
-def test_what_comes_later_says_so(space: Space, words: list[str]) -> None:
-    done = space.run(*words)
-    name = " ".join(w for w in words if w.isalpha())
-    assert done.code == 2
-    assert f"not yet: `dagrun {name}` comes in a later version" in done.out + done.err
 
 
 @pytest.mark.parametrize(
@@ -146,4 +139,5 @@ def test_completion_completes(space: Space) -> None:
     assert complete("dagrun exe") == ["execute"]
     assert complete("dagrun execute --o") == ["--only", "--outputs-of", "--otlp"]
     assert complete("dagrun trace f") == ["follow"]
+    assert complete("dagrun trace d") == ["diff"]
     assert space.run("completion", "tcsh").code == 2

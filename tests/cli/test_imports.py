@@ -49,6 +49,7 @@ def test_help_imports_no_room_but_cli(space: Space) -> None:
         ["plan", "hello.yaml"],
         ["plan", "hello.yaml", "--permissions"],
         ["trace", "show"],
+        ["trace", "diff", "last", "last"],
         ["status"],
         ["runs"],
         ["logs", "who"],
