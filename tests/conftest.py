@@ -29,22 +29,24 @@ _STARTED = pytest.StashKey[int]()
 # The files that take longest, longest first, for workers that take a file at a time: begun last, one would
 # keep one of them at work while all others have nothing left to do. A file that is missing here costs only time.
 LONGEST = (
+    "escapes/test_escapes.py",
     "engine/test_kill.py",
     "engine/test_budget.py",
-    "engine/test_injection.py",
-    "escapes/test_escapes.py",
-    "engine/test_replanner.py",
-    "engine/test_secrets_hunt.py",
     "engine/test_agent_hostile.py",
-    "test_docs.py",
-    "sandbox/test_container_escapes.py",
-    "sandbox/test_container.py",
     "engine/test_agents.py",
-    "engine/test_agent_keys.py",
     "engine/test_live_runs.py",
+    "engine/test_injection.py",
+    "engine/test_replanner.py",
     "cli/test_replan.py",
-    "agent/test_broker.py",
+    "engine/test_secrets_hunt.py",
+    "sandbox/test_container.py",
+    "sandbox/test_container_escapes.py",
     "test_workflows.py",
+    "engine/test_mcpremote.py",
+    "engine/test_confined.py",
+    "engine/test_faults.py",
+    "agent/test_broker.py",
+    "test_docs.py",
 )
 
 

@@ -258,7 +258,7 @@ PROBES = {
     "reads the worker's memory": "python3 -c 'open(\"/proc/'$PPID'/mem\").read(1)' && echo OUT",
     "reads the worker's environment": "tr '\\0' '\\n' < /proc/$PPID/environ | grep . && echo OUT",
     "opens the worker's pipes": "for n in 0 1 2 3 4 5 6 7; do : < /proc/$PPID/fd/$n && echo OUT; done",
-    "sees the engine": "grep -al 'execute.fl[o]w' /proc/[0-9]*/cmdline && echo OUT",
+    "sees the engine": "grep -al 'execute.fl[o]w' /proc/[0-9]*/cmdline 2>/dev/null | grep . && echo OUT",
     "reads the journal": "find .dagrun /tmp -name '*journal*' 2>/dev/null | grep . && echo OUT",
     "has a key": "env | grep -i canary && echo OUT",
     "connects": "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}), 3); print(\"OUT\")'",
