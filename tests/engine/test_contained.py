@@ -13,7 +13,7 @@ import pytest
 
 from dagrun.core.event import NodeStarted, Warned
 
-from .space import Process, Space
+from .space import DEADLINE_S, Process, Space
 from .test_confined import programs
 
 pytestmark = pytest.mark.docker
@@ -200,6 +200,9 @@ def test_the_next_run_of_a_project_removes_what_a_dead_one_left(space: Space, im
     assert space.execute().code == 0
     assert containers(space) == []
     assert any(name in e.text for e in space.events() if isinstance(e, Warned))
+    end = time.monotonic() + DEADLINE_S
+    while space.alive():  # the client of the container ends a moment after it
+        assert time.monotonic() < end
 
 
 def test_both_killed_and_a_cancel_removes_the_container(space: Space, image: str) -> None:
