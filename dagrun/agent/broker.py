@@ -218,6 +218,7 @@ class Broker:
     async def _start(self) -> None:
         """Import litellm beside the loop, so that the end of the engine is seen meanwhile; then make what waits."""
         os.environ.update(SETTINGS)
+        gc.disable()  # all that litellm makes as it is imported stays: looking for garbage in it takes half a second
         loading = asyncio.ensure_future(asyncio.to_thread(_load))
         await asyncio.wait({loading})
         if (error := loading.exception()) is not None:
@@ -354,6 +355,7 @@ async def _warm(litellm: Any) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def _version() -> str:
