@@ -300,7 +300,7 @@ def test_a_status_is_an_error_of_its_class_after_one_request(
         ({"Retry-After": "7"}, 7, 7),
         ({"Retry-After": "0.25"}, 0.25, 0.25),
         ({"retry-after-ms": "1500", "Retry-After": "2"}, 1.5, 1.5),
-        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)}, 3000, 3600),
+        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(hours=20), usegmt=True)}, 36000, 72000),
         ({"Retry-After": format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)}, 0, 0),
     ],
 )
