@@ -49,8 +49,8 @@ DRAIN_S = 10.0  # what running nodes get after the first Ctrl-C
 POLL_S = 0.25  # how often the journal is looked at where the kernel gives no notice
 # After the long computing that a large plan takes, Linux (6.18, two processors) was seen to queue each new child
 # behind one that runs, and to keep to that for the whole run: 12 % of a node. A moment of rest first avoids it.
-REST_NODES = 1000
-REST_S = 0.01
+REST_NODES = 2000
+REST_S = 0.03
 SLEEP_GAP_S = 5.0  # a turn that took this long was a stopped process: deadlines move
 _SIGNALS: dict[int, StopCause] = {
     signal.SIGINT: "sigint",
